@@ -1,0 +1,132 @@
+"""Model classes from mlx-lm's architecture files, read through an alias package so that the stock package stays untouched.
+
+mlx-lm's files import what they share (attention, caches, the gated delta rule) by name, so replacing an attribute of the stock
+modules would not reach them, and would change them for everybody else. Instead the package `optiq_arch` has mlx-lm's models
+folder as its `__path__`: `optiq_arch.qwen3_5` is a second, private instance of that file, whose relative imports find
+
+    .gated_delta   our own module around the stock one: chunked, differentiable (kernels.gated_delta)
+    .cache         the stock module itself, so that its cache classes are the ones that everybody knows
+
+and everything else as stock. Data in: a config. Data out: the classes `Model` and `ModelArgs`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import Any
+
+import mlx.core as mx
+
+from optiq.errors import ModelError
+from optiq.kernels import gated_delta
+
+PACKAGE = "optiq_arch"
+
+
+def classes(config: dict[str, Any]) -> tuple[type, type]:
+    """`Model` and `ModelArgs` for this config, as `mlx_lm.utils.load_model(get_model_classes=...)` wants them.
+
+    Raises:
+        ModelError: mlx-lm has no such architecture.
+    """
+    from mlx_lm import utils
+
+    _alias_package()
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError("config.json names no model_type; expected a Hugging Face model directory with one.")
+    architectures = config.get("architectures") or ()
+    remapped = next(
+        (
+            utils.MODEL_ARCHITECTURE_REMAPPING[model_type, name]
+            for name in ([architectures] if isinstance(architectures, str) else architectures)
+            if (model_type, name) in utils.MODEL_ARCHITECTURE_REMAPPING
+        ),
+        None,
+    )
+    file = remapped or utils.MODEL_REMAPPING.get(model_type, model_type)
+    if not file.isidentifier():
+        raise ModelError(f"config.json: model_type {model_type!r} is not the name of an architecture.")
+    try:
+        module = importlib.import_module(f"{PACKAGE}.{file}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{PACKAGE}.{file}":
+            raise
+        raise ModelError(
+            f"architecture {model_type!r} is unknown to mlx-lm {_mlx_lm_version()}; upgrade mlx-lm or choose another model."
+        ) from None
+    return module.Model, module.ModelArgs
+
+
+def _mlx_lm_version() -> str:
+    from mlx_lm import __version__
+
+    return __version__
+
+
+def _alias_package() -> None:
+    """Put the alias package and its two preset modules into `sys.modules`, once."""
+    if PACKAGE in sys.modules:
+        return
+    import mlx_lm.models
+    import mlx_lm.models.cache
+    import mlx_lm.models.gated_delta as stock
+
+    package = types.ModuleType(PACKAGE, "mlx-lm's architecture files with optiq's kernels")
+    package.__path__ = list(mlx_lm.models.__path__)
+    own = types.ModuleType(f"{PACKAGE}.gated_delta", "the gated delta rule of optiq.kernels behind mlx-lm's names")
+    own.__dict__.update({name: value for name, value in vars(stock).items() if not name.startswith("__")})
+    own.gated_delta_update = _gated_delta_update(stock)  # type: ignore[attr-defined]
+    for name, module in (("cache", mlx_lm.models.cache), ("gated_delta", own)):
+        sys.modules[f"{PACKAGE}.{name}"] = module
+        setattr(package, name, module)
+    sys.modules[PACKAGE] = package
+
+
+def _gated_delta_update(stock: types.ModuleType) -> Any:
+    """mlx-lm's `gated_delta_update` with the chunked form wherever the stock code would loop over tokens."""
+
+    def gated_delta_update(
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        a: mx.array,
+        b: mx.array,
+        A_log: mx.array,
+        dt_bias: mx.array,
+        state: mx.array | None = None,
+        mask: mx.array | None = None,
+        *,
+        use_kernel: bool = True,
+        lower_bound: float | None = None,
+        allow_neg_eigval: bool = False,
+    ) -> tuple[mx.array, mx.array]:
+        on_gpu = use_kernel and mx.default_device() == mx.gpu
+        if on_gpu or q.shape[1] == 1 or a.ndim != 3:
+            return stock.gated_delta_update(
+                q,
+                k,
+                v,
+                a,
+                b,
+                A_log,
+                dt_bias,
+                state,
+                mask,
+                use_kernel=use_kernel,
+                lower_bound=lower_bound,
+                allow_neg_eigval=allow_neg_eigval,
+            )
+        beta = mx.sigmoid(b) * (2.0 if allow_neg_eigval else 1.0)
+        if lower_bound is None:
+            g = stock.compute_g(A_log, a, dt_bias)
+        else:
+            g = stock.compute_lower_bound_g(A_log, a, dt_bias, lower_bound)
+        if mask is not None:  # a masked token leaves the state as it was
+            g, beta = mx.where(mask[..., None], g, 1.0), mx.where(mask[..., None], beta, 0.0)
+        y, state = gated_delta.chunked(q, k, v, g, beta, state)
+        return y.astype(q.dtype), state
+
+    return gated_delta_update

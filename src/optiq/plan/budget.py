@@ -1,0 +1,51 @@
+"""What the user asked for (`--target-bpw`, `--target-gb`, `--like`) as bytes for the quantized tensors.
+
+Knows numbers only. A budget in bits per weight covers codes, scales and biases of the items; a budget in GB or
+"like that directory" covers whole `model*.safetensors` files, so norms and headers are taken off first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from optiq.errors import InputError
+
+KINDS = ("bpw", "gb", "like")
+GB = 10**9
+DEFAULT_BPW = 5.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A request: ``kind`` is ``bpw``, ``gb`` or ``like``; ``value`` is the number typed, or the other's total bytes."""
+
+    kind: str
+    value: float
+
+    def quantized_bytes(self, params: int, fixed_bytes: int = 0, header_bytes: int = 0) -> int:
+        """The ceiling for codes, scales and biases of all items.
+
+        Args:
+            params: weights in all items.
+            fixed_bytes: tensors that are stored whatever the plan says (norms, convolutions).
+            header_bytes: safetensors headers of all shards.
+
+        Raises:
+            InputError: the number is no positive one, or the fixed part alone passes the budget.
+        """
+        if self.kind not in KINDS:
+            raise InputError(f"unknown budget kind {self.kind!r}; known: {', '.join(KINDS)}")
+        if not 0 < self.value < float("inf"):
+            raise InputError(f"the budget must be a positive number, got {self.value}")
+        exact = Fraction(str(self.value))  # what was typed: 5.1 bits mean 51/10, not the nearest binary number
+        if self.kind == "bpw":
+            return int(exact * params / 8)
+        total = int(exact * (GB if self.kind == "gb" else 1))
+        left = total - fixed_bytes - header_bytes
+        if left <= 0:
+            raise InputError(
+                f"the budget of {total} bytes is spent by {fixed_bytes} bytes of unquantized tensors and "
+                f"{header_bytes} of headers; ask for more than {fixed_bytes + header_bytes} bytes"
+            )
+        return left
