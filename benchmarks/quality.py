@@ -22,11 +22,11 @@ import ours
 import peers
 import referee
 from harness import Bar
-from optiq.measure.tokens import Tokens
 from picture import draw
 from storage import Storage, storage
 
 from optiq.measure.divergence import Divergence, interval, ratio_interval
+from optiq.measure.tokens import Tokens
 
 UNIFORM_UP_TO_45 = 0.35  # bars of KL(ours) / KL(arm), by the arm's kind and bits per weight
 UP_TO_55 = 0.5

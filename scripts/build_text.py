@@ -75,9 +75,7 @@ def reasoning(data: Path, set_name: str, rng: random.Random) -> Quota:
         source = f"BIG-Bench-Hard {task}, solutions computed"
         quota.append((puzzles.sheets(set_name, source, "MIT", iter(pool), rng), count))
     rest = problems.word_problems(set_name, rng, 600)
-    quota.append(
-        (puzzles.sheets(set_name, "word problems from templates, solutions computed", "Apache-2.0", rest, rng), 40)
-    )
+    quota.append((puzzles.sheets(set_name, "word problems from templates, solutions computed", "Apache-2.0", rest, rng), 40))
     return quota
 
 
@@ -152,9 +150,7 @@ def lines(set_name: str, drafts: list[Draft]) -> str:
     rows = []
     for draft in drafts:
         counts[draft.domain] += 1
-        rows.append(
-            json.dumps(draft.record(f"{set_name}/{draft.domain}/{counts[draft.domain]:02d}"), ensure_ascii=False)
-        )
+        rows.append(json.dumps(draft.record(f"{set_name}/{draft.domain}/{counts[draft.domain]:02d}"), ensure_ascii=False))
     return "\n".join(rows) + "\n"
 
 
@@ -182,8 +178,7 @@ def sources(sets: dict[str, list[Draft]]) -> str:
         out += ["", f"## {set_name}", "", "| domain | source | licence | samples |", "|---|---|---|---:|"]
         counts = Counter((d.domain, general(d.source), d.licence) for d in drafts)
         out += [
-            f"| {a} | {b} | {c} | {n} |"
-            for (a, b, c), n in sorted(counts.items(), key=lambda p: (DOMAINS.index(p[0][0]), p[0]))
+            f"| {a} | {b} | {c} | {n} |" for (a, b, c), n in sorted(counts.items(), key=lambda p: (DOMAINS.index(p[0][0]), p[0]))
         ]
     out += ["", "## Texts of the short licences", "", MIT, "", BSD, ""]
     return "\n".join(out) + "\n"
@@ -194,9 +189,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("--data", type=Path, default=root.parent / "shared" / "data", help="the data folder")
-    parser.add_argument(
-        "--out", type=Path, default=root / "src" / "optiq" / "measure" / "text", help="the package folder"
-    )
+    parser.add_argument("--out", type=Path, default=root / "src" / "optiq" / "measure" / "text", help="the package folder")
     args = parser.parse_args()
     if not (args.data / "MANIFEST.md").is_file():
         print(f"no data folder at {args.data}: pass --data", file=sys.stderr)

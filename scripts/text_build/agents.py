@@ -149,9 +149,7 @@ def desks(data: Path, rng: random.Random) -> Iterator[Draft]:
 
 DATABASE = {
     "calibration": (
-        text_tool(
-            "execute_sql", "Run one SQL statement on the database and return its rows as JSON.", query="The statement."
-        ),
+        text_tool("execute_sql", "Run one SQL statement on the database and return its rows as JSON.", query="The statement."),
         "You operate a SQLite database through a tool. Look at the table before you write, run one statement at "
         "a time, and "
         "check the result before you report.",
@@ -164,11 +162,8 @@ DATABASE = {
         ("Let me verify.", "I check that the table shows it.", "A last look at the result."),
     ),
     "dev": (
-        text_tool(
-            "query_database", "Sends SQL to the connected SQLite file. Rows come back as a JSON list.", sql="SQL text."
-        ),
-        "Act as a careful database assistant. Inspect, act, verify; then tell the user in one or two sentences "
-        "what happened.",
+        text_tool("query_database", "Sends SQL to the connected SQLite file. Rows come back as a JSON list.", sql="SQL text."),
+        "Act as a careful database assistant. Inspect, act, verify; then tell the user in one or two sentences what happened.",
         ("I begin by inspecting what is there.", "I need to see the structure."),
         ("I can run this now.", "Next comes the actual statement."),
         ("I confirm the outcome with a query.", "One query to be sure."),

@@ -64,9 +64,7 @@ def glaive_chat(row: dict[str, Any]) -> list[Message] | None:
             role = {"human": "user", "gpt": "assistant", "observation": "tool"}[turn["from"]]
             chat.append({"role": role, "content": value})
     # The source ends many dialogues with a stock refusal or courtesy; it is cut, with the turn before it.
-    end = next(
-        (i - 1 for i, m in enumerate(chat) if m["role"] == "assistant" and STOCK.search(m["content"])), len(chat)
-    )
+    end = next((i - 1 for i, m in enumerate(chat) if m["role"] == "assistant" and STOCK.search(m["content"])), len(chat))
     chat = chat[: max(end, 0)]
     return chat if chat and all(m["content"] or m.get("tool_calls") for m in chat) else None
 
@@ -154,10 +152,7 @@ def worth(draft: Draft) -> int:
 
 def agent_turn(message: dict[str, Any]) -> Message:
     """One message: thoughts go between think tags, calls into ``tool_calls``."""
-    parts = {
-        kind: [p["value"] for p in message["content"] if p["type"] == kind]
-        for kind in ("reasoning", "text", "tool_call")
-    }
+    parts = {kind: [p["value"] for p in message["content"] if p["type"] == kind] for kind in ("reasoning", "text", "tool_call")}
     content = "\n".join(clean(p) for p in parts["text"])
     if parts["reasoning"]:
         content = f"<think>\n{clean(parts['reasoning'][0])}\n</think>\n\n{content}".rstrip()

@@ -89,11 +89,7 @@ def bullets(answer: str, rng: random.Random, set_name: str) -> Edit:
 def numbered(answer: str, rng: random.Random, set_name: str) -> Edit:
     """A list with numbers."""
     items = list_items(answer)
-    return (
-        ("\n".join(f"{i}. {t}" for i, t in enumerate(items, 1)), {"kind": "numbered", "n": len(items)})
-        if items
-        else None
-    )
+    return ("\n".join(f"{i}. {t}" for i, t in enumerate(items, 1)), {"kind": "numbered", "n": len(items)}) if items else None
 
 
 def as_json(answer: str, rng: random.Random, set_name: str) -> Edit:
@@ -252,14 +248,7 @@ def usable(request: str, answer: str) -> bool:
         re.I,
     )
     glued = re.search(r"\b[a-z]{4,}[A-Z][a-z]", request)
-    return (
-        plain
-        and sized
-        and not refusal
-        and not glued
-        and not FORMED.search(request)
-        and not UNWANTED.search(request + answer)
-    )
+    return plain and sized and not refusal and not glued and not FORMED.search(request) and not UNWANTED.search(request + answer)
 
 
 def spaced(request: str) -> str:

@@ -32,9 +32,7 @@ def articles(data: Path) -> list[Draft]:
         text = clip(repaired, LEAST, MOST)
         if text and not re.match(r"Alien primarily|Austin is the capital|This is a list", text):
             title = " ".join(re.sub(r"\(.*?\)", "", text).split()[:4]).rstrip(",;")
-            found.append(
-                Draft("prose", f'Wikipedia, article that opens "{title}" (LLaMA-Factory wiki_demo)', WIKI, text)
-            )
+            found.append(Draft("prose", f'Wikipedia, article that opens "{title}" (LLaMA-Factory wiki_demo)', WIKI, text))
     return found
 
 

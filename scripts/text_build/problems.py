@@ -54,8 +54,7 @@ def tank(rng: random.Random, name: str) -> Worked:
     return (
         f"A pipe brings {fill} litres a minute into an empty tank of {size} litres while a leak loses {leak} litres a "
         f"minute. How long until the tank is full?",
-        f"Net inflow: {fill} - {leak} = {fill - leak} litres a minute. Time: {size} / {fill - leak} = {minutes} "
-        f"minutes.",
+        f"Net inflow: {fill} - {leak} = {fill - leak} litres a minute. Time: {size} / {fill - leak} = {minutes} minutes.",
         f"{minutes} minutes",
     )
 
@@ -119,8 +118,7 @@ def workers(rng: random.Random, name: str) -> Worked:
     other = rng.choice([d for d in range(2, 30) if crew * days % d == 0 and d != crew])
     return (
         f"A wall takes {crew} bricklayers {days} days. How long would {other} bricklayers need at the same pace?",
-        f"The job is {crew} * {days} = {crew * days} bricklayer-days. {crew * days} / {other} = "
-        f"{crew * days // other}.",
+        f"The job is {crew} * {days} = {crew * days} bricklayer-days. {crew * days} / {other} = {crew * days // other}.",
         f"{crew * days // other} days",
     )
 

@@ -91,9 +91,7 @@ WORDING: dict[str, dict[str, tuple[str, ...]]] = {
             "{n} bullets, please; the bullet sign is '{mark}'.",
         ),
         "numbered": ("List {n} points with numbers in front of them.", "Enumerate: {n} numbered points."),
-        "json": (
-            'Your output is parsed by a program: send JSON with the single key "{key}" and {n} strings in its list.',
-        ),
+        "json": ('Your output is parsed by a program: send JSON with the single key "{key}" and {n} strings in its list.',),
         "keyword": ("One required word: {word}.", "Your text has to contain '{word}'."),
         "keyword_count": ("Let '{word}' appear no fewer than {n} times.",),
         "avoid": ("Stay away from the words '{first}' and '{second}'.", "Neither '{first}' nor '{second}' may occur."),

@@ -44,9 +44,7 @@ def route(rng: random.Random) -> Turn:
     (a, b), (c, d) = (tuple(map(math.radians, CITIES[n])) for n in (one, two))
     arc = math.sin((c - a) / 2) ** 2 + math.cos(a) * math.cos(c) * math.sin((d - b) / 2) ** 2
     km = round(2 * 6371 * math.asin(math.sqrt(arc)))
-    ask = rng.choice(
-        (f"How far is it from {one} to {two} as the crow flies?", f"What is the air distance {one} - {two}?")
-    )
+    ask = rng.choice((f"How far is it from {one} to {two} as the crow flies?", f"What is the air distance {one} - {two}?"))
     return ask, {"origin": one, "destination": two}, {"kilometres": km}, f"From {one} to {two} it is about {km} km."
 
 
@@ -207,8 +205,7 @@ def inbox(rng: random.Random) -> Turn:
         f"Did {who} write to me about the {what}?",
         {"sender": who, "subject_contains": what},
         {"matches": count},
-        f"{'No message' if not count else f'{count} message' + ('s' if count > 1 else '')} from {who} about the "
-        f"{what}.",
+        f"{'No message' if not count else f'{count} message' + ('s' if count > 1 else '')} from {who} about the {what}.",
     )
 
 
@@ -348,9 +345,7 @@ def dialogues(set_name: str, rng: random.Random) -> Iterator[Draft]:
             if any(turn[0] in m["content"] for _, turn in made for m in chat):
                 continue
             chat.append({"role": "user", "content": " ".join(turn[0] for _, turn in made)})
-            chat.append(
-                {"role": "assistant", "content": "", "tool_calls": [call(name, turn[1]) for name, turn in made]}
-            )
+            chat.append({"role": "assistant", "content": "", "tool_calls": [call(name, turn[1]) for name, turn in made]})
             chat += [{"role": "tool", "content": json.dumps(turn[2])} for _, turn in made]
             chat.append({"role": "assistant", "content": " ".join(turn[3] for _, turn in made)})
         yield Draft(

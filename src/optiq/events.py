@@ -42,9 +42,7 @@ _logger = logging.getLogger("optiq")
 class Stage:
     """One running stage: counts what is done and lets its channel decide when to show it."""
 
-    def __init__(
-        self, name: str, total: int | None, unit: str, show: Callable[[Stage], None], interval_s: float
-    ) -> None:
+    def __init__(self, name: str, total: int | None, unit: str, show: Callable[[Stage], None], interval_s: float) -> None:
         self.name = name
         self.total = total
         self.unit = unit

@@ -209,9 +209,7 @@ def need_free(path: str | os.PathLike[str], n: int, what: str) -> None:
     """
     free = free_bytes(path)
     if free < n:
-        raise ResourceError(
-            f"{what} needs {size_text(n)} at {path}, free: {size_text(free)}; make room or choose another place"
-        )
+        raise ResourceError(f"{what} needs {size_text(n)} at {path}, free: {size_text(free)}; make room or choose another place")
 
 
 def size_text(n: float) -> str:

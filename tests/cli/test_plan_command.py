@@ -25,9 +25,7 @@ def converted(tmp_path: Path) -> Path:
     items = []
     for number, (name, kind, shape) in enumerate(shapes):
         options = make_options(shape, (2, 3, 4, 5, 6, 8), (32, 64, 128))
-        damage = tuple(
-            0.0 if option.bits == 16 else 10.0**-number * 4.0**-option.bits * option.group_size for option in options
-        )
+        damage = tuple(0.0 if option.bits == 16 else 10.0**-number * 4.0**-option.bits * option.group_size for option in options)
         items.append(Item(name, kind, shape, options, damage))
     place = tmp_path / "converted"
     table.save(place / "optiq/sensitivity.json", items, {"base_model": "org/tiny", "group_size": 64})
@@ -67,9 +65,7 @@ def test_target_gb_counts_norms_and_headers(converted: Path, capsys: pytest.Capt
     assert data["budget"]["bytes"] == 196_000 and data["bytes"]["total_files"] <= 200_000
 
 
-def test_like_spends_what_the_other_directory_spends(
-    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_like_spends_what_the_other_directory_spends(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "model.safetensors").write_bytes(bytes(220_000))

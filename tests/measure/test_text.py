@@ -157,11 +157,7 @@ def numbered_ok(answer: str, c: Check) -> bool:
 
 def json_ok(answer: str, c: Check) -> bool:
     value = json.loads(answer)
-    return (
-        list(value) == [c["key"]]
-        and len(value[c["key"]]) == c["n"]
-        and all(isinstance(v, str) for v in value[c["key"]])
-    )
+    return list(value) == [c["key"]] and len(value[c["key"]]) == c["n"] and all(isinstance(v, str) for v in value[c["key"]])
 
 
 def body(answer: str) -> str:

@@ -113,8 +113,7 @@ def test_hash_is_fixed_and_covers_shape_and_ids() -> None:
         ),
         (
             ("tools", "system", "order"),
-            '[user|Rules.\n\nGo.|0][assistant|{"name": "f", "arguments": {"x": 1}}|0]'
-            "[user|Tool result: 7|0][assistant|Seven.|0]",
+            '[user|Rules.\n\nGo.|0][assistant|{"name": "f", "arguments": {"x": 1}}|0][user|Tool result: 7|0][assistant|Seven.|0]',
             True,
         ),
     ],
@@ -167,9 +166,7 @@ class Real:
         jinja2 = pytest.importorskip("jinja2")
         sandbox = pytest.importorskip("jinja2.sandbox")
         self.tokenizer, self.error = tokenizer, jinja2.TemplateError
-        env = sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        env = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         env.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         env.globals["raise_exception"] = self.refuse
         self.template = env.from_string(template.read_text(encoding="utf-8"))
@@ -240,9 +237,7 @@ def test_packaged_sets_fill_their_rows_of_512_qwen_tokens(name: str) -> None:
 
 def test_tiny_qwen3_5() -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    folder = next(
-        (f for f in (ROOT / "examples" / "tiny-qwen3.5", SHARED / "models" / "tiny-qwen3.5") if f.is_dir()), None
-    )
+    folder = next((f for f in (ROOT / "examples" / "tiny-qwen3.5", SHARED / "models" / "tiny-qwen3.5") if f.is_dir()), None)
     if folder is None:
         pytest.skip("no tiny-qwen3.5 (examples/ or OPTIQ_SHARED/models)")
     real = Real(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), folder / "chat_template.jinja")

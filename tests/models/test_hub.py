@@ -138,11 +138,7 @@ def server() -> Iterator[Hub]:
 
 def _optiq(home: Path, endpoint: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {
-        **{
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("HF_") and "proxy" not in name.lower()
-        },
+        **{name: value for name, value in os.environ.items() if not name.startswith("HF_") and "proxy" not in name.lower()},
         "PYTHONPATH": str(ROOT / "src"),
         "HF_HOME": str(home),
         "HF_ENDPOINT": endpoint,
@@ -172,9 +168,7 @@ def test_a_local_directory_wins(tiny_model: Path, monkeypatch: pytest.MonkeyPatc
         ("folder", "folder is a directory without config.json"),
     ],
 )
-def test_a_wrong_path_is_one_clear_line(
-    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_path_is_one_clear_line(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -254,9 +248,7 @@ def test_without_a_network_the_line_comes_soon(tmp_path: Path) -> None:
     done = _optiq(tmp_path, "http://127.0.0.1:9", "pull", "acme/small")
     assert time.monotonic() - start < NO_NETWORK_SECONDS
     assert done.returncode == 2
-    expected = (
-        "optiq: error: the hub (http://127.0.0.1:9) cannot be reached for acme/small (ConnectError); check the network"
-    )
+    expected = "optiq: error: the hub (http://127.0.0.1:9) cannot be reached for acme/small (ConnectError); check the network"
     assert done.stderr.startswith(expected) and done.stderr.count("\n") == 1
     done = _optiq(tmp_path, "http://127.0.0.1:9", "pull", "acme/small", HF_HUB_OFFLINE="1")
     assert "acme/small is not complete in the cache and HF_HUB_OFFLINE forbids a download" in done.stderr

@@ -138,9 +138,7 @@ def test_faults_are_one_clear_line(model: Path, tmp_path: Path) -> None:
 def test_report_is_json(model: Path) -> None:
     data = json.loads(json.dumps(inspect(model).as_json()))
     assert (
-        data["schema"] == 1
-        and len(data["tensors"]) == 9
-        and data["side"] == {"mtp.safetensors": data["side"]["mtp.safetensors"]}
+        data["schema"] == 1 and len(data["tensors"]) == 9 and data["side"] == {"mtp.safetensors": data["side"]["mtp.safetensors"]}
     )
 
 

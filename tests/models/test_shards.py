@@ -111,9 +111,7 @@ def test_directories_without_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not there, expected a model directory"):
         shards.scan(tmp_path / "gone")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(
-        ModelError, match=r"holds no \*\.safetensors; it holds pytorch_model.bin, a form that is not read"
-    ):
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors; it holds pytorch_model.bin, a form that is not read"):
         shards.scan(tmp_path)
 
 

@@ -28,8 +28,7 @@ def random_items(count: int, seed: int, decades: float = 6.0) -> list[Item]:
         options = make_options(shape, BITS, GROUPS)
         scale = 10.0 ** rng.uniform(-decades, 0)
         damage = tuple(
-            scale * 4.0 ** (2 - option.bits) * (option.group_size / 64) ** 0.35 * rng.uniform(0.9, 1.1)
-            for option in options
+            scale * 4.0 ** (2 - option.bits) * (option.group_size / 64) ** 0.35 * rng.uniform(0.9, 1.1) for option in options
         )
         items.append(Item(f"layers.{i}.proj", "linear", shape, options, damage))
     return items

@@ -22,9 +22,7 @@ def items() -> list[Item]:
         ("model.layers.0.up", "linear", (64, 128)),
     ]:
         options = make_options(shape, (2, 4, 8), (32, 64, 128))
-        found.append(
-            Item(name, kind, shape, options, tuple(2.0**-option.bits / option.group_size for option in options))
-        )
+        found.append(Item(name, kind, shape, options, tuple(2.0**-option.bits / option.group_size for option in options)))
     return found
 
 

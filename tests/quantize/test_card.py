@@ -107,9 +107,7 @@ def test_unmeasured_run_claims_nothing() -> None:
 
 
 def test_no_section_for_what_is_not_there() -> None:
-    text = card(
-        {**PLAN, "baselines": [], "notes": []}, {"base_model": "Qwen/Qwen3.5-9B"}, {"model_type": "llama"}, "mit"
-    )
+    text = card({**PLAN, "baselines": [], "notes": []}, {"base_model": "Qwen/Qwen3.5-9B"}, {"model_type": "llama"}, "mit")
     assert "MTP" not in text and "Against other" not in text and "ision tensors" not in text and "## Notes" not in text
 
 

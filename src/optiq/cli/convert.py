@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint directory, or a hub id such as Qwen/Qwen3.5-0.8B")
     parser.add_argument("-o", "--output", metavar="OUT", help="directory to write (default: optiq_output/<model>)")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--target-bpw", type=float, metavar="B", help="bits per weight, scales and biases counted (default: 5.0)"
-    )
+    budget.add_argument("--target-bpw", type=float, metavar="B", help="bits per weight, scales and biases counted (default: 5.0)")
     budget.add_argument("--target-gb", type=float, metavar="GB", help="size of all model files, GB = 1e9 bytes")
     budget.add_argument("--like", metavar="DIR", help="the bytes that model*.safetensors of another MLX directory take")
     parser.add_argument(
@@ -37,27 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group-sizes", default="32,64,128", metavar="LIST", help="group sizes to choose from (default: %(default)s)"
     )
-    parser.add_argument(
-        "--sensitivity", default="fisher", metavar="METHOD", help="fisher, kl or static (default: %(default)s)"
-    )
+    parser.add_argument("--sensitivity", default="fisher", metavar="METHOD", help="fisher, kl or static (default: %(default)s)")
     parser.add_argument("--encoder", default="gptq", metavar="NAME", help="rtn, search or gptq (default: %(default)s)")
-    parser.add_argument(
-        "--no-refit", action="store_true", help="gptq without the joint refit of scales, biases and codes"
-    )
-    parser.add_argument(
-        "--reference", default="auto", metavar="MODE", help="auto, bf16 or uniform_4bit (default: %(default)s)"
-    )
+    parser.add_argument("--no-refit", action="store_true", help="gptq without the joint refit of scales, biases and codes")
+    parser.add_argument("--reference", default="auto", metavar="MODE", help="auto, bf16 or uniform_4bit (default: %(default)s)")
     parser.add_argument(
         "--calibration-mix",
         metavar="FILE",
         help="own calibration text, JSONL of text or messages (default: six domains)",
     )
-    parser.add_argument(
-        "--calibration-samples", type=int, default=40, metavar="N", help="rows per domain (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--calibration-length", type=int, default=512, metavar="L", help="tokens per row (default: %(default)s)"
-    )
+    parser.add_argument("--calibration-samples", type=int, default=40, metavar="N", help="rows per domain (default: %(default)s)")
+    parser.add_argument("--calibration-length", type=int, default=256, metavar="L", help="tokens per row (default: %(default)s)")
     parser.add_argument(
         "--keep",
         action="append",
@@ -158,8 +146,6 @@ def report(path: Path, plan: dict[str, Any]) -> str:
             ),
         ]
     for row in plan["baselines"]:
-        rows.append(
-            (row["name"], f"{size_text(row['bytes'])}, {row['bpw']:.3f} bits per weight, KL {row['kl_mean']:.5f}")
-        )
+        rows.append((row["name"], f"{size_text(row['bytes'])}, {row['bpw']:.3f} bits per weight, KL {row['kl_mean']:.5f}"))
     rows += [("note", note) for note in plan["notes"]]
     return facts(rows)

@@ -53,9 +53,7 @@ def run(args: argparse.Namespace, events: Events) -> int:
 def _title(report: Report) -> str:
     from pathlib import Path
 
-    size = (
-        f"{report.bpw:.3f} bits per weight" if report.bpw is not None else f"{report.file_bpw:.2f} bits, not quantized"
-    )
+    size = f"{report.bpw:.3f} bits per weight" if report.bpw is not None else f"{report.file_bpw:.2f} bits, not quantized"
     return f"{Path(report.path).resolve().name}: {size}"
 
 
@@ -71,9 +69,7 @@ def _text(report: Report, coloured: bool) -> str:
         lines.append(("bits per weight", f"{report.bpw:.4f} ({quantized})"))
     files = f"{len(report.files)} file{'s' if len(report.files) > 1 else ''}"
     lines.append(("model files", f"{size_text(report.file_bytes)} ({report.file_bytes:,} bytes in {files})"))
-    lines.append(
-        ("whole files", f"{report.file_bpw:.4f} bits per weight, headers of {report.header_bytes:,} bytes included")
-    )
+    lines.append(("whole files", f"{report.file_bpw:.4f} bits per weight, headers of {report.header_bytes:,} bytes included"))
     lines += _receipts(report)
     rows = [
         (
@@ -124,9 +120,7 @@ def strip(rows: Mapping[str, Mapping[int | None, int]], coloured: bool) -> str:
     ruler = "".join(str(layer).ljust(10) for layer in range(0, last + 1, 10)).rstrip()
     used = {bits for layers in rows.values() for bits in layers.values()}
     legend = [text for bits, text in ((16, "b: 16 bits"), (32, "f: 32 bits")) if bits in used]
-    return "\n".join(
-        ["bits over depth" + (f" ({', '.join(legend)})" if legend else ""), f"{' ' * width}  {ruler}", *lines]
-    )
+    return "\n".join(["bits over depth" + (f" ({', '.join(legend)})" if legend else ""), f"{' ' * width}  {ruler}", *lines])
 
 
 def _cell(bits: int | None, coloured: bool) -> str:

@@ -30,9 +30,7 @@ def run(args: argparse.Namespace, events: Events) -> int:
 
     rows = [_row(entry.name, entry.path, entry.bytes) for entry in hub.cached()]
     rows += [_row(str(path), path, tree_bytes(path)) for name in args.dirs + args.more for path in _models_in(name)]
-    cells = [
-        [row["name"], f"{row['bytes'] / 1e9:.3f}", _bits_text(row["bpw"]), row["kind"], row["path"]] for row in rows
-    ]
+    cells = [[row["name"], f"{row['bytes'] / 1e9:.3f}", _bits_text(row["bpw"]), row["kind"], row["path"]] for row in rows]
     text = table(["name", "GB", "bits", "kind", "path"], cells, right=(1, 2)) if rows else "no models found"
     show(args, events, {"models": rows}, text)
     return 0

@@ -23,8 +23,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     return "\n".join(
         "  ".join(
-            cell.rjust(widths[column]) if column in right else cell.ljust(widths[column])
-            for column, cell in enumerate(line)
+            cell.rjust(widths[column]) if column in right else cell.ljust(widths[column]) for column, cell in enumerate(line)
         ).rstrip()
         for line in lines
     )

@@ -28,18 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
     parser.add_argument("source", metavar="DIR|FILE", help="a directory that convert wrote, or its sensitivity.json")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument(
-        "--target-bpw", type=float, metavar="B", help="bits per weight, scales and biases counted (a ceiling)"
-    )
+    budget.add_argument("--target-bpw", type=float, metavar="B", help="bits per weight, scales and biases counted (a ceiling)")
     budget.add_argument("--target-gb", type=float, metavar="GB", help="size of all model files, GB = 1e9 bytes")
     budget.add_argument("--like", metavar="DIR", help="the bytes that model*.safetensors of DIR take")
-    parser.add_argument(
-        "--candidate-bits", metavar="LIST", help="allow only these widths, e.g. 4,8 (default: all measured)"
-    )
+    parser.add_argument("--candidate-bits", metavar="LIST", help="allow only these widths, e.g. 4,8 (default: all measured)")
     parser.add_argument("--group-sizes", metavar="LIST", help="allow only these group sizes (default: all measured)")
-    parser.add_argument(
-        "--keep", action="append", default=[], metavar="PATTERN=BITS", help="pin tensors; 16 leaves them in bf16"
-    )
+    parser.add_argument("--keep", action="append", default=[], metavar="PATTERN=BITS", help="pin tensors; 16 leaves them in bf16")
     parser.add_argument(
         "--curve", nargs="?", const="", metavar="FILE",
         help="the whole Pareto curve of size against predicted KL; FILE is .json, or .png/.svg with a .json beside it",
@@ -199,9 +193,7 @@ def _text(data: dict[str, Any], plan: Plan, with_curve: bool) -> str:
     parts += ["\n".join(f"note: {note}" for note in data["notes"])] if data["notes"] else []
     if with_curve:
         points = data["curve"]["points"]
-        rows = [
-            (f"{p['bpw']:.3f}", size_text(p.get("total_files", p["bytes"])), f"{p['predicted_kl']:.5g}") for p in points
-        ]
+        rows = [(f"{p['bpw']:.3f}", size_text(p.get("total_files", p["bytes"])), f"{p['predicted_kl']:.5g}") for p in points]
         parts.append(table(("bits per weight", "size", "predicted KL"), rows, range(3)))
     return "\n\n".join(parts)
 

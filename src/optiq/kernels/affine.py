@@ -1,7 +1,7 @@
 """MLX's affine code format: packing, unpacking and the dense values, as plain array operations.
 
-A weight row is cut into groups of `group_size`; each group has a scale s and a bias b in 16 bits, each value a code q of `bits` bits,
-and stands for w = s q + b. Codes lie in one little-endian bit stream per row, cut into 32-bit words.
+A weight row is cut into groups of `group_size`; each group has a scale s and a bias b in 16 bits, each value a code q
+of `bits` bits, and stands for w = s q + b. Codes lie in one little-endian bit stream per row, cut into 32-bit words.
 
 Shapes: codes [..., I] uint32, words [..., I * bits / 32] uint32, scales and biases [..., I / group_size].
 

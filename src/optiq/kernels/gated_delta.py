@@ -103,9 +103,7 @@ def chunked(
     return y.transpose(0, 2, 1, 3), state
 
 
-def _prepare(
-    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array | None
-) -> tuple[mx.array, ...]:
+def _prepare(q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array | None) -> tuple[mx.array, ...]:
     """Float32, heads before tokens, key heads repeated to the value heads, a zero state where none was given."""
     B, _, Hk, Dk = q.shape
     Hv, Dv = v.shape[-2:]

@@ -74,9 +74,9 @@ def divergence(
     with TemporaryDirectory() as scratch:
         first, second = _stream(reference), _stream(candidate)
         kept = HiddenStore((work or Path(scratch)) / f"reference-{tokens.sha256[:16]}")
-        walk.forward(first, tokens.ids, kept, events, keep=False)
+        walk.forward(first, tokens.ids, kept, events, keep=False, label=f"reference on {tokens.set_name}")
         store = HiddenStore(Path(scratch) / "candidate")
-        walk.forward(second, tokens.ids, store, events, keep=False)
+        walk.forward(second, tokens.ids, store, events, keep=False, label=f"candidate on {tokens.set_name}")
         return _compare(first, kept, second, store, tokens)
 
 

@@ -73,10 +73,7 @@ class HiddenStore:
             for use, m in uses.items()
             for i, a in enumerate(m.arrays())
         }
-        arrays |= {
-            f"{name}|weights": np.concatenate([np.array(p) for p in parts])
-            for name, parts in sink.token_weights.items()
-        }
+        arrays |= {f"{name}|weights": np.concatenate([np.array(p) for p in parts]) for name, parts in sink.token_weights.items()}
         with files.writing(self.path / f"{key}.npz") as handle:
             np.savez(handle, **arrays)
 

@@ -94,6 +94,7 @@ class Sink:
 
     def heads(self, tensor: Tensor, x: mx.array, delta: mx.array, transpose: bool) -> None:
         heads = tensor.shape[0]
+        x = mx.broadcast_to(x, (*delta.shape[:-1], x.shape[-1]))  # one latent may serve all heads
         x, delta = (a.reshape(-1, heads, *a.shape[-2:]) for a in (x, delta))
         outer, inner = (delta, x) if transpose else (x, delta)
         squares = outer.square()

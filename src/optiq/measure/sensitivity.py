@@ -21,7 +21,7 @@ from optiq import files
 from optiq.events import QUIET, Events
 from optiq.kernels.affine import Coded
 from optiq.measure import walk
-from optiq.measure.damage import SAMPLED_ROWS, damages
+from optiq.measure.damage import damages, sampled_rows
 from optiq.measure.divergence import kl
 from optiq.measure.hidden import HiddenStore
 from optiq.measure.statistics import Statistics
@@ -117,13 +117,11 @@ def kl_operations(stream: Stream, tokens: int, candidates: Candidates) -> int:
 
 
 def _weight(stream: Stream, tensor: Tensor) -> mx.array:
-    """The original weight (not the reference's, which may be a simulated quantization), at most `SAMPLED_ROWS` rows of it."""
+    """The original weight (not the reference's, which may be a simulated quantization)."""
     return stream.checkpoint.original().weights(native=True)[f"{tensor.name}.weight"]
 
 
-def _measure(
-    stream: Stream, ids: np.ndarray, store: HiddenStore, tensor: Tensor, option: Option, encode: Encode
-) -> float:
+def _measure(stream: Stream, ids: np.ndarray, store: HiddenStore, tensor: Tensor, option: Option, encode: Encode) -> float:
     if option.bits == UNQUANTIZED_BITS:
         return 0.0
     weight = _weight(stream, tensor).astype(mx.float32)
@@ -169,8 +167,7 @@ def _static(tensor: Tensor, stream: Stream, weight: mx.array, option: Option, en
     if option.bits == UNQUANTIZED_BITS:
         return 0.0
     rows = weight.reshape(-1, weight.shape[-1])
-    step = max(1, rows.shape[0] // SAMPLED_ROWS)
-    rows = rows[::step].astype(mx.float32)
+    rows = rows[mx.array(sampled_rows(rows.shape))].astype(mx.float32)
     error = encode(rows, option.bits, option.group_size, None).dense() - rows
     relative = float(error.square().sum() / mx.maximum(rows.square().sum(), 1e-30))
     total = sum(prod(t.shape) for t in stream.topology.tensors)

@@ -1,7 +1,8 @@
 """The gradient pass with its results on disk: one file per tensor, so that a killed pass goes on where it stopped.
 
-A tensor's file holds the moments of each of its uses (`optiq.measure.moments`) and the weight of each token. Any number of options
-and encoders can be scored from it later; only a change of the model or of the tokens asks for another pass.
+A tensor's file holds the moments of each of its uses (`optiq.measure.moments`) and the weight of each token. Any
+number of options and encoders can be scored from it later; only a change of the model or of the tokens asks for
+another pass.
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ class Statistics:
         """The moments of each use; none for a tensor that nothing flowed through."""
         with np.load(self.file(tensor)) as stored:
             count = sum(name.startswith("row") for name in stored.files)
-            return [
-                Moments(mx.array(stored[f"row{i}"]), mx.array(stored[f"gram{i}"]), mx.ones(())) for i in range(count)
-            ]
+            return [Moments(mx.array(stored[f"row{i}"]), mx.array(stored[f"gram{i}"]), mx.ones(())) for i in range(count)]
 
     def token_weights(self, tensor: Tensor) -> np.ndarray | None:
         """The weight of each token [N * L] in row order, or None for a table lookup."""

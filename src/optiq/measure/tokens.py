@@ -74,9 +74,7 @@ def tokenise(
     for sample in samples:
         by_domain.setdefault(sample.domain, []).append(sample)
     refused: set[str] = set()
-    rows = {
-        domain: list(_rows(group, tokenizer, length, rows_per_domain, refused)) for domain, group in by_domain.items()
-    }
+    rows = {domain: list(_rows(group, tokenizer, length, rows_per_domain, refused)) for domain, group in by_domain.items()}
     order = [(domain, i) for i in range(rows_per_domain) for domain in rows if i < len(rows[domain])]
     if not order:
         raise InputError(

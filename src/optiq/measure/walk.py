@@ -27,14 +27,17 @@ SEED = 20_260
 Score = Callable[[Tensor, mx.array, list[Moments], mx.array | None], None]
 
 
-def forward(stream: Stream, ids: np.ndarray, store: HiddenStore, events: Events = QUIET, keep: bool = True) -> None:
+def forward(
+    stream: Stream, ids: np.ndarray, store: HiddenStore, events: Events = QUIET, keep: bool = True, label: str = "forward"
+) -> None:
     """Store what enters each block and what leaves the last one, under the keys 0, 1, ..., depth.
 
     Args:
         ids: tokens [N, L].
         keep: keep every block's input; otherwise only the newest (and at the end the last output).
+        label: what the progress is called.
     """
-    with events.stage("forward", stream.depth, "blocks") as stage:
+    with events.stage(label, stream.depth, "blocks") as stage:
         if not any(store.has(str(i)) for i in range(stream.depth + 1)):
             forward_front(stream, ids, store)
         for i in range(stream.depth):
@@ -119,9 +122,7 @@ def _tail_backward(stream: Stream, ids: np.ndarray, store: HiddenStore, sink: Si
     """Gradient of the summed loss at the last block's output; exact expected squares at the logits."""
     probes: list[Probe] = []
     undo = stream.wrap(tensors, lambda tensor, module: _probe(probes, tensor, module, sink))
-    head = next((t for t in tensors if t.kind == "head"), None) or next(
-        (t for t in tensors if t.kind == "embedding"), None
-    )
+    head = next((t for t in tensors if t.kind == "head"), None) or next((t for t in tensors if t.kind == "embedding"), None)
     if head is not None and stream.depth:
         sink.exact_rows.add(head.name)
     gradients: dict[int, list[np.ndarray]] = {}
@@ -222,9 +223,7 @@ def _smoothed(use: str, tensor: Tensor, row: mx.array, tokens: int) -> mx.array:
 
 def _in_row_order(parts: list[mx.array], pieces: list[tuple[int, int, int, int]]) -> mx.array:
     """Token weights that arrived slice by slice, as one vector over the flattened rows."""
-    if len(parts) != len(pieces) or any(
-        p.size != (b - a) * (d - c) for p, (a, b, c, d) in zip(parts, pieces, strict=True)
-    ):
+    if len(parts) != len(pieces) or any(p.size != (b - a) * (d - c) for p, (a, b, c, d) in zip(parts, pieces, strict=True)):
         return mx.concatenate(parts)  # not one weight per token (experts): nobody aligns these with rows
     rows: dict[int, list[mx.array]] = {}
     for part, (a, b, left, right) in zip(parts, pieces, strict=True):

@@ -37,11 +37,7 @@ class ChatTokenizer:
         if self._tokenizer.chat_template is None:
             return None
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages), tools=list(tools) if tools else None, tokenize=False
-                )
-            )
+            return str(self._tokenizer.apply_chat_template(list(messages), tools=list(tools) if tools else None, tokenize=False))
         except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             raise ModelError(f"the chat template refuses a chat: {error}") from error
 

@@ -89,9 +89,7 @@ class Layout:
             if name in self.fixed:
                 stored = weights.pop(name)
                 return (
-                    stored.astype(_dtype(self.fixed[name].dtype))
-                    if self.fixed[name].dtype in ("BF16", "F16", "F32")
-                    else stored
+                    stored.astype(_dtype(self.fixed[name].dtype)) if self.fixed[name].dtype in ("BF16", "F16", "F32") else stored
                 )
             return fetch(name)
 
@@ -115,9 +113,7 @@ class Layout:
         return entry(name, value)
 
 
-def config(
-    checkpoint: Checkpoint, topology: Topology, choices: Mapping[str, Choice], extra: Mapping[str, Any]
-) -> dict[str, Any]:
+def config(checkpoint: Checkpoint, topology: Topology, choices: Mapping[str, Choice], extra: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of the result: the source's, with the quantization of every path."""
     result = copy.deepcopy(checkpoint.config)
     result.pop("quantization_config", None)

@@ -251,9 +251,7 @@ def _quantized(
     size = sum(entry.end - entry.start for entry in (codes, scales, biases) if entry is not None)
     kind = kinds.get(base) or _kind(base, shape)
     place = _place(base)
-    return Tensor(
-        base, kind, *place, shape, bits, group_size, mode, scales.dtype, prod(shape), size
-    ), note and f"{base}: {note}"
+    return Tensor(base, kind, *place, shape, bits, group_size, mode, scales.dtype, prod(shape), size), note and f"{base}: {note}"
 
 
 def _dense(name: str, base: str, entry: shards.Entry, kinds: Mapping[str, str]) -> Tensor:

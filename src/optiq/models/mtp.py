@@ -1,8 +1,8 @@
 """The multi-token-prediction head that a checkpoint carries beside the model, as the side file `mtp.safetensors`.
 
-Names stay as the checkpoint has them (`mtp.*`). Projections are stored as affine codes, `mtp.fc` and norms in 16 bits. Stock loaders
-ignore the file (they read `model*.safetensors`), so a result loads everywhere; the entries added to config.json tell readers of the
-file how it is coded. Layout and config keys: reference notes, "MTP sidecar".
+Names stay as the checkpoint has them (`mtp.*`). Projections are stored as affine codes, `mtp.fc` and norms in 16
+bits. Stock loaders ignore the file (they read `model*.safetensors`), so a result loads everywhere; the entries added
+to config.json tell readers of the file how it is coded. Layout and config keys: reference notes, "MTP sidecar".
 """
 
 from __future__ import annotations
@@ -75,9 +75,4 @@ def write(checkpoint: Checkpoint, out: Path, encode: Encode) -> dict[str, Any]:
 
 def _projection(name: str, value: mx.array) -> bool:
     """Matrices except the one that joins hidden state and embedding, which stays in 16 bits."""
-    return (
-        name.endswith(".weight")
-        and value.ndim >= 2
-        and value.shape[-1] % GROUP_SIZE == 0
-        and name != f"{PREFIX}fc.weight"
-    )
+    return name.endswith(".weight") and value.ndim >= 2 and value.shape[-1] % GROUP_SIZE == 0 and name != f"{PREFIX}fc.weight"

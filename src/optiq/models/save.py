@@ -1,7 +1,8 @@
 """Writing safetensors: exact headers, one tensor in memory at a time, whole files or none.
 
-A header is padded with spaces to a size that depends on names and shapes only, so that the size of a file is known before a single
-tensor is computed. Format: 8 bytes little-endian header length, JSON header, tensors in the order of the header.
+A header is padded with spaces to a size that depends on names and shapes only, so that the size of a file is known
+before a single tensor is computed. Format: 8 bytes little-endian header length, JSON header, tensors in the order of
+the header.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ def self_text(checkpoint: Checkpoint, rows: int, length: int, seed: int) -> np.n
     columns = [token]
     for _ in range(length - 1):
         key, now = mx.random.split(key)
-        token = mx.random.categorical(model(token, cache=cache)[:, -1].astype(mx.float32), key=now)[:, None].astype(
-            mx.int32
-        )
+        token = mx.random.categorical(model(token, cache=cache)[:, -1].astype(mx.float32), key=now)[:, None].astype(mx.int32)
         mx.eval(token)
         columns.append(token)
     return np.array(mx.concatenate(columns, axis=1))

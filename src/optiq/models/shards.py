@@ -55,18 +55,12 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Entry]:
     end, previous = data_start, "the header"
     for name, entry in ordered.items():
         if entry.start < end:
-            raise FormatError(
-                f"{file}: tensor {name} starts at byte {entry.start}, inside {previous} that ends at {end}"
-            )
+            raise FormatError(f"{file}: tensor {name} starts at byte {entry.start}, inside {previous} that ends at {end}")
         if entry.start > end:
-            raise FormatError(
-                f"{file}: {entry.start - end} bytes between {previous} and tensor {name} belong to nothing"
-            )
+            raise FormatError(f"{file}: {entry.start - end} bytes between {previous} and tensor {name} belong to nothing")
         end, previous = entry.end, f"tensor {name}"
     if end > file_bytes:
-        raise FormatError(
-            f"{file} is truncated: it has {file_bytes} bytes, its header says {end}; download or write it again"
-        )
+        raise FormatError(f"{file} is truncated: it has {file_bytes} bytes, its header says {end}; download or write it again")
     if end < file_bytes:
         raise FormatError(f"{file} has {file_bytes} bytes, its header says {end}: {file_bytes - end} bytes too many")
     return ordered
@@ -109,9 +103,7 @@ def scan(directory: str | os.PathLike[str]) -> list[Path]:
     found = named or files
     _check_index(root)
     if not found:
-        other = sorted(
-            path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.npz") for path in root.glob(pattern)
-        )
+        other = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf", "*.npz") for path in root.glob(pattern))
         hint = f"; it holds {other[0]}, a form that is not read" if other else ""
         raise ModelError(f"{root} holds no *.safetensors{hint}; expected model.safetensors or numbered shards")
     return found
@@ -123,9 +115,7 @@ def side_files(directory: str | os.PathLike[str]) -> list[Path]:
     inside = [path for folder in SIDE_FOLDERS for path in (root / folder).glob("*.safetensors")]
     named = any(path.name.startswith("model") and path.name not in SIDE_NAMES for path in root.glob("*.safetensors"))
     at_root = [
-        path
-        for path in root.glob("*.safetensors")
-        if path.name in SIDE_NAMES or (named and not path.name.startswith("model"))
+        path for path in root.glob("*.safetensors") if path.name in SIDE_NAMES or (named and not path.name.startswith("model"))
     ]
     return sorted(at_root + inside)
 
@@ -143,9 +133,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{root} is {what}, expected a model directory with config.json and *.safetensors")
     path = root / "config.json"
     if not path.is_file():
-        raise InputError(
-            f"{root} has no config.json, so it is no model directory; expected config.json and *.safetensors"
-        )
+        raise InputError(f"{root} has no config.json, so it is no model directory; expected config.json and *.safetensors")
     return _json_object(path)
 
 
@@ -180,9 +168,7 @@ def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
             file_bytes = os.fstat(stream.fileno()).st_size
             first = stream.read(8)
             if len(first) < 8:
-                raise FormatError(
-                    f"{file} has {file_bytes} bytes, a safetensors file has at least 8; download it again"
-                )
+                raise FormatError(f"{file} has {file_bytes} bytes, a safetensors file has at least 8; download it again")
             (length,) = struct.unpack("<Q", first)
             if length > MAX_HEADER_BYTES:
                 raise FormatError(
@@ -201,9 +187,7 @@ def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(
-            f"{file}: the header is not valid JSON ({error}); it is damaged or not a safetensors file"
-        ) from None
+        raise FormatError(f"{file}: the header is not valid JSON ({error}); it is damaged or not a safetensors file") from None
     if not isinstance(header, dict):
         raise FormatError(f"{file}: the header holds a JSON {type(header).__name__}, expected an object")
     return header, 8 + length, file_bytes
@@ -216,9 +200,7 @@ def _entry(file: Path, name: str, raw: Any, data_start: int) -> Entry:
     except (KeyError, TypeError, ValueError):
         raise FormatError(f"{file}: tensor {name} lacks a readable dtype, shape or data_offsets") from None
     if min(shape, default=0) < 0 or start < 0:
-        raise FormatError(
-            f"{file}: tensor {name} has shape {list(shape)} and starts at {start}; neither may be negative"
-        )
+        raise FormatError(f"{file}: tensor {name} has shape {list(shape)} and starts at {start}; neither may be negative")
     bits = 8 * DTYPE_BYTES[dtype] if dtype in DTYPE_BYTES else SUB_BYTE_DTYPES.get(dtype)
     if bits is None:
         raise FormatError(f"{file}: tensor {name} has the unknown dtype {dtype}")

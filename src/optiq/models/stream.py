@@ -84,9 +84,7 @@ class Stream:
     def load_outer(self) -> None:
         """Fresh lazy weights for everything outside the blocks; what was evaluated before is released."""
         prefixes = tuple(path + "." for path in self.topology.blocks)
-        outer = {
-            name: value for name, value in self.checkpoint.weights().items() if not name.startswith(prefixes or ("\0",))
-        }
+        outer = {name: value for name, value in self.checkpoint.weights().items() if not name.startswith(prefixes or ("\0",))}
         self._assign(outer)
 
     def load_block(self, index: int) -> dict[str, mx.array]:
@@ -99,9 +97,7 @@ class Stream:
     def assign_block(self, index: int, weights: dict[str, mx.array]) -> None:
         """Put given weights (full names) in place in one block."""
         prefix = self.topology.blocks[index] + "."
-        self._blocks[index].load_weights(
-            [(name.removeprefix(prefix), value) for name, value in weights.items()], strict=False
-        )
+        self._blocks[index].load_weights([(name.removeprefix(prefix), value) for name, value in weights.items()], strict=False)
 
     def assign_outer(self, weights: dict[str, mx.array]) -> None:
         """Put given weights (full names) in place outside the blocks."""

@@ -133,9 +133,7 @@ def _row(item: Item) -> _Row:
     for i in order:
         if not kept or max(item.damage[i], 0.0) < max(item.damage[kept[-1]], 0.0):
             kept.append(i)
-    return _Row(
-        tuple(item.options[i].bytes for i in kept), tuple(max(float(item.damage[i]), 0.0) for i in kept), tuple(kept)
-    )
+    return _Row(tuple(item.options[i].bytes for i in kept), tuple(max(float(item.damage[i]), 0.0) for i in kept), tuple(kept))
 
 
 def _hull(row: _Row) -> list[int]:

@@ -105,9 +105,7 @@ def apply_keeps(items: Sequence[Item], keeps: Sequence[Keep]) -> tuple[list[Item
     return kept, notes
 
 
-def restrict(
-    items: Sequence[Item], bits: Iterable[int] | None = None, group_sizes: Iterable[int] | None = None
-) -> list[Item]:
+def restrict(items: Sequence[Item], bits: Iterable[int] | None = None, group_sizes: Iterable[int] | None = None) -> list[Item]:
     """Leave only options of the given widths and group sizes (None: all); bf16 items stay as they are.
 
     Raises:

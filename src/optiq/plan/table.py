@@ -123,9 +123,7 @@ def _find(path: Path, names: Sequence[str], what: str) -> Path:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise InputError(
-            f"{path} holds no {what} ({names[0]}); give a directory that `optiq convert` wrote, or the file"
-        )
+        raise InputError(f"{path} holds no {what} ({names[0]}); give a directory that `optiq convert` wrote, or the file")
     return path
 
 

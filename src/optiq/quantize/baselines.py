@@ -29,7 +29,7 @@ def compare(job: Job, bpw: float) -> list[dict[str, Any]]:
             shutil.rmtree(out)
         with job.events.stage(f"baseline {name}"):
             stock.uniform(job.source.path, out, bits, GROUP_SIZE)
-        figures = stages.measure(job, out, job.text.score, f"score, {name}").summary()
+        figures = stages.measure(job, out, job.text.score).summary()
         size = inspect(out)
         rows.append(
             {

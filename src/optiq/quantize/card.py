@@ -26,9 +26,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PLAIN_YAML = re.compile(r"[A-Za-z][\w./-]*")
 
 
-def card(
-    plan: Mapping[str, Any], metadata: Mapping[str, Any], config: Mapping[str, Any], base_license: str | None
-) -> str:
+def card(plan: Mapping[str, Any], metadata: Mapping[str, Any], config: Mapping[str, Any], base_license: str | None) -> str:
     """The text of the model card.
 
     Args:
@@ -110,9 +108,7 @@ def _details(plan: Mapping[str, Any], metadata: Mapping[str, Any], config: Mappi
     if plan.get("predicted_kl") is not None and method != "static":
         rows.append(("Predicted KL", f"{plan['predicted_kl']:.5f} nats per token"))
     rows += [("Bundled MTP head", _mtp_text(metadata, config))] if _mtp(config) else []
-    rows += [
-        (f"{kind.capitalize()} tensors", f"left out ({n})") for kind, n in (metadata.get("left_out") or {}).items() if n
-    ]
+    rows += [(f"{kind.capitalize()} tensors", f"left out ({n})") for kind, n in (metadata.get("left_out") or {}).items() if n]
     rows += [(f"Beside the model: `{name}`", size_text(size)) for name, size in plan["bytes"].get("side", {}).items()]
     naming = (
         "The label is the predominant precision, by the number of weights, not the average; the average is the line "
@@ -162,9 +158,7 @@ def _benchmarks(plan: Mapping[str, Any]) -> str:
         f"The interval is a 95 % bootstrap over documents."
     )
     rows = [("KL mean (95 % interval)", f"{measured['mean']:.5f} ({low:.5f} to {high:.5f})")]
-    rows += [
-        (f"KL {name}", f"{measured[name]:.5f}") for name in ("median", "p95", "p99") if measured.get(name) is not None
-    ]
+    rows += [(f"KL {name}", f"{measured[name]:.5f}") for name in ("median", "p95", "p99") if measured.get(name) is not None]
     if measured.get("top1") is not None:
         rows.append(("Top-1 agreement with bf16", f"{100 * measured['top1']:.2f} %"))
     if measured.get("predicted_dev") is not None and measured.get("measured_dev") is not None:
@@ -222,9 +216,7 @@ def _quantize_your_own(plan: Mapping[str, Any], metadata: Mapping[str, Any]) -> 
 
 
 def _licence(base_license: str | None) -> str:
-    text = (
-        f"{base_license} (inherits from the base model)." if base_license else "That of the base model; see its card."
-    )
+    text = f"{base_license} (inherits from the base model)." if base_license else "That of the base model; see its card."
     return f"## License\n\n{text}"
 
 
@@ -261,10 +253,7 @@ def _count(plan: Mapping[str, Any], key: str, choices: Iterable[Mapping[str, Any
 
 
 def _counted(counts: Counter[Any]) -> str:
-    return (
-        ", ".join(f"{value} ({counts[value]} layer{'s' if counts[value] > 1 else ''})" for value in sorted(counts))
-        or "none"
-    )
+    return ", ".join(f"{value} ({counts[value]} layer{'s' if counts[value] > 1 else ''})" for value in sorted(counts)) or "none"
 
 
 def _budget(budget: Mapping[str, Any]) -> str:

@@ -138,9 +138,7 @@ class _Walk:
 def _encode_block(job: Encoding, index: int, tensors: list[Tensor], walks: Mapping[str, _Walk]) -> None:
     todo = [t for t in tensors if not job.file(t).exists()]
     behind = job.needs_inputs and not all(w.store.has(str(index + 1)) for w in walks.values())
-    passed = job.needs_inputs and any(
-        w.store.has(str(k)) for w in walks.values() for k in range(index + 2, job.stream.depth + 1)
-    )
+    passed = job.needs_inputs and any(w.store.has(str(k)) for w in walks.values() for k in range(index + 2, job.stream.depth + 1))
     if (not todo and not behind) or passed:
         return
     if job.needs_inputs:

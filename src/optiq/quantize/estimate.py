@@ -16,7 +16,7 @@ from optiq.measure.hidden import FLOAT32_BYTES
 from optiq.measure.statistics import product_operations
 from optiq.quantize.stages import Job
 
-OVERHEAD = 2.5  # wall time over the time of the products alone, measured on the embedded model
+OVERHEAD = 5.0  # wall time over the time of the products alone, measured on the embedded model
 
 
 def announce(job: Job) -> None:
@@ -53,9 +53,7 @@ def memory_bytes(job: Job) -> int:
     """Expected peak: the largest block in float32 with its second moments, or the largest tensor, and a base."""
     tensors = job.topology.tensors
     largest = max(prod(t.shape) for t in tensors)
-    blocks = [
-        sum(4 * prod(t.shape) + 8 * t.shape[-1] ** 2 for t in job.topology.of_block(i)) for i in range(job.stream.depth)
-    ]
+    blocks = [sum(4 * prod(t.shape) + 8 * t.shape[-1] ** 2 for t in job.topology.of_block(i)) for i in range(job.stream.depth)]
     runs_model = job.text is not None
     outside = 4 * sum(prod(t.shape) for t in job.topology.of_block(None)) if runs_model else 0
     return 700_000_000 + (max(blocks, default=0) + outside if runs_model else 2 * largest)
@@ -68,11 +66,7 @@ def disk_bytes(job: Job) -> int:
     needed = 2 * 2 * weights  # codes in the work directory and in the result, at most 16 bits each
     if job.text is not None:
         needed += sum(4 * t.shape[-1] ** 2 for t in tensors)
-        width = (
-            min(t.shape[-1] for t in tensors if t.kind == "embedding")
-            if any(t.kind == "embedding" for t in tensors)
-            else 0
-        )
+        width = min(t.shape[-1] for t in tensors if t.kind == "embedding") if any(t.kind == "embedding" for t in tensors) else 0
         hidden = 4 * job.text.calibration.ids.size * width * (job.stream.depth + 3)
         needed += hidden // 2 if hidden > FLOAT32_BYTES else hidden
     return needed

@@ -67,9 +67,7 @@ def check_format(path: str | os.PathLike[str]) -> None:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        raise InputError(
-            f"cannot draw {path}: its ending is {suffix or 'missing'}, expected one of {', '.join(FORMATS)}"
-        )
+        raise InputError(f"cannot draw {path}: its ending is {suffix or 'missing'}, expected one of {', '.join(FORMATS)}")
 
 
 def inspection(
@@ -141,9 +139,7 @@ def pareto(
             if nats > 0:
                 axes.plot([bpw], [nats], "o", color=SERIES_COLOURS[1], markersize=6, zorder=3)
                 axes.annotate(label, (bpw, nats), textcoords="offset points", xytext=(7, 7), color=SERIES_COLOURS[1])
-        axes.set(
-            title=title, xlabel="bits per weight (codes, scales and biases)", ylabel="predicted KL, nats per token"
-        )
+        axes.set(title=title, xlabel="bits per weight (codes, scales and biases)", ylabel="predicted KL, nats per token")
         axes.set_yscale("log")
         _grid(axes)
         _save(figure, path)
@@ -172,9 +168,7 @@ def kl_over_bytes(path: str | os.PathLike[str], points: Sequence[Point], title: 
         series = sorted(dict.fromkeys(point.series for point in shown), key=lambda name: name not in join)
         for number, name in enumerate(series):
             _draw_series(axes, [point for point in shown if point.series == name], number, scale, name in join)
-        axes.set(
-            title=title, xlabel=f"model size, {unit}", ylabel="KL to the bf16 model, nats per token (95 % interval)"
-        )
+        axes.set(title=title, xlabel=f"model size, {unit}", ylabel="KL to the bf16 model, nats per token (95 % interval)")
         axes.set_yscale("log")
         axes.margins(x=0.09, y=0.08)
         _grid(axes)
@@ -208,9 +202,7 @@ def _place_labels(axes: Axes, points: Sequence[Point], series: Sequence[str], sc
         at, colour = (point.bytes / scale, point.kl), _series_colour(series.index(point.series))
         tries = []
         for x, y, side in _LABEL_PLACES:
-            text = axes.annotate(
-                point.label, at, textcoords="offset points", xytext=(x, y), ha=side, fontsize=7.5, color=colour
-            )
+            text = axes.annotate(point.label, at, textcoords="offset points", xytext=(x, y), ha=side, fontsize=7.5, color=colour)
             box = text.get_window_extent()
             faults = sum(box.overlaps(other) for other in taken) + sum(box.contains(*spot) for spot in spots)
             tries.append((faults + 10 * (box.x0 < frame.x0 or box.x1 > frame.x1), text, box))
@@ -282,9 +274,7 @@ def _on(bits: int) -> str:
 
 
 def _unit(largest: float) -> tuple[str, float]:
-    return next(
-        ((name, scale) for name, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if largest >= scale), ("bytes", 1.0)
-    )
+    return next(((name, scale) for name, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if largest >= scale), ("bytes", 1.0))
 
 
 def _grid(axes: Axes) -> None:

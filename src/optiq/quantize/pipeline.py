@@ -110,14 +110,14 @@ def solve(job: Job, items: list[Item], layout: directory.Layout) -> Plan:
 def _verified(
     job: Job, layout: directory.Layout, plan: Plan, task: Encoding, found: Statistics | None, notes: list[str]
 ) -> tuple[Plan, Encoding, dict[str, Any]]:
-    """Measure on dev; where the prediction was off by more than `DISAGREEMENT`, re-linearise at the result and solve once more."""
+    """Measure on dev; where the prediction was off by more than `DISAGREEMENT`, re-linearise and solve once more."""
     assert job.text is not None
     dev = job.text.dev
     folder = task.path
 
     def on_dev(task: Encoding) -> dict[str, Any]:
         candidate = replace(job.source, transform=stages.transform(task))
-        return stages.saved(task.path / "dev.json", lambda: stages.measure(job, candidate, dev, "dev").summary())
+        return stages.saved(task.path / "dev.json", lambda: stages.measure(job, candidate, dev).summary())
 
     first = on_dev(task)
     receipts = {"predicted_dev": plan.damage, "measured_dev": first["mean"]}
@@ -157,9 +157,7 @@ def _reference(settings: Settings, source: Checkpoint, events: Events) -> tuple[
             return value
         return mx.dequantize(*mx.quantize(value, 64, 4), 64, 4)
 
-    note = (
-        "sensitivity and divergence were measured against a uniform 4-bit model, as asked, not against the bf16 model"
-    )
+    note = "sensitivity and divergence were measured against a uniform 4-bit model, as asked, not against the bf16 model"
     events.warn(note)
     return replace(source, transform=coarse), [note]
 

@@ -51,7 +51,7 @@ class Settings:
     reference: str = "auto"
     calibration_mix: Path | None = None
     calibration_samples: int = 40
-    calibration_length: int = 512
+    calibration_length: int = 256
     dev_rows: int = 8
     score_rows: int = 20
     keep: tuple[Keep, ...] = ()

@@ -1,4 +1,5 @@
-"""The stages of a conversion, each from files to files: table, plan, encode, measure. The order is `optiq.quantize.pipeline`'s."""
+"""The stages of a conversion, each from files to files: table, plan, encode, measure. The order is
+`optiq.quantize.pipeline`'s."""
 
 from __future__ import annotations
 
@@ -148,9 +149,8 @@ def transform(task: Encoding) -> Transform:
     return lambda name, value: stored_dense(task, tensors[name]) if name in tensors else value
 
 
-def measure(job: Job, candidate: Checkpoint | Path, tokens: Tokens, label: str) -> Divergence:
+def measure(job: Job, candidate: Checkpoint | Path, tokens: Tokens) -> Divergence:
     """The true divergence of a candidate from the reference on one token set."""
-    job.events.info(f"measuring KL on {label}")
     folder = job.space.stage("reference", **job.key())
     return divergence(job.stream, candidate, tokens, job.events, folder)
 

@@ -89,7 +89,7 @@ def _measured(job: Job, result: Result, out: Path) -> dict[str, Any]:
     """KL on the score set, of the directory as it was written."""
     assert job.text is not None
     score = job.text.score
-    figures = stages.saved(result.task.path / "score.json", lambda: stages.measure(job, out, score, "score").summary())
+    figures = stages.saved(result.task.path / "score.json", lambda: stages.measure(job, out, score).summary())
     figures.pop("schema", None)
     named = "uniform_4bit" if job.reference is not job.source else "bf16"
     return {"set": "score", "reference": named, **figures, **result.receipts}
@@ -110,11 +110,7 @@ def _plan_json(job: Job, result: Result, total: int, out: Path) -> dict[str, Any
         notes.append(f"{vision} tensors of the vision tower are left out: the result reads and writes text only")
     for note in notes[len(result.notes) :]:
         job.events.info(note)
-    side = {
-        file.name: file.stat().st_size
-        for file in sorted(out.glob("*.safetensors"))
-        if not file.name.startswith("model")
-    }
+    side = {file.name: file.stat().st_size for file in sorted(out.glob("*.safetensors")) if not file.name.startswith("model")}
     return {
         "schema": 1,
         "base_model": job.source.name,
@@ -189,9 +185,7 @@ def _table_facts(job: Job, result: Result) -> dict[str, Any]:
         "candidate_bits": list(s.candidate_bits),
         "group_sizes": list(s.group_sizes),
         "group_size": 64 if 64 in s.group_sizes else s.group_sizes[0],
-        "tokens": {"sha256": tokens.sha256, "n": len(tokens.ids), "length": int(tokens.ids.shape[1])}
-        if tokens
-        else None,
+        "tokens": {"sha256": tokens.sha256, "n": len(tokens.ids), "length": int(tokens.ids.shape[1])} if tokens else None,
         "fixed_bytes": result.layout.fixed_bytes,
         "header_bytes": result.layout.header_bytes(),
         "unquantized": [c.name for c in result.plan.choices if c.bits == UNQUANTIZED_BITS],

@@ -81,9 +81,7 @@ def read_samples(path: str | Path) -> list[Sample]:
 def _parse(content: str, name: str) -> list[Sample]:
     # Not str.splitlines: it also splits at U+2028 and the like, which JSON allows inside a string.
     lines = enumerate(content.split("\n"), 1)
-    return [
-        _sample(line, f"{name}, line {number}", f"{Path(name).stem}/{number}") for number, line in lines if line.strip()
-    ]
+    return [_sample(line, f"{name}, line {number}", f"{Path(name).stem}/{number}") for number, line in lines if line.strip()]
 
 
 def _sample(line: str, where: str, name: str) -> Sample:
@@ -95,9 +93,7 @@ def _sample(line: str, where: str, name: str) -> Sample:
         raise InputError(f"{where}: a {type(row).__name__}; expected an object with 'text' or 'messages'")
     text, messages, tools = row.get("text"), row.get("messages"), row.get("tools")
     if (text is None) == (messages is None):
-        raise InputError(
-            f"{where}: {'both' if text is not None else 'neither'} 'text' and 'messages'; give exactly one of them"
-        )
+        raise InputError(f"{where}: {'both' if text is not None else 'neither'} 'text' and 'messages'; give exactly one of them")
     if text is not None and not (isinstance(text, str) and text.strip()):
         raise InputError(f"{where}: 'text' is empty or not a string")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):

@@ -1,8 +1,8 @@
 """Error feedback (GPTQ) with searched scales, then a joint refit.
 
-Columns are rounded one after another; each rounding error is carried into the columns that are not rounded yet, along the
-inverse of the damped `gram`, so that the output error and not the weight error is small. Scale and bias of a group are searched when
-the group is reached, on the columns as the feedback has left them.
+Columns are rounded one after another; each rounding error is carried into the columns that are not rounded yet, along
+the inverse of the damped `gram`, so that the output error and not the weight error is small. Scale and bias of a
+group are searched when the group is reached, on the columns as the feedback has left them.
 
     gram' = gram + damping mean(diag) I,   U = chol(gram'^-1), upper
     e = (w_k - q_k) / U_kk,   w_m -= e U_km for m > k
@@ -43,9 +43,7 @@ def gptq(
         part = rows[start : start + CHUNK_ROWS]
         coded = _feedback(part, factor, bits, group_size, dtype)
         parts.append(refit(part, coded, gram, dtype) if joint else coded)
-    codes, scales, biases = (
-        mx.concatenate([getattr(p, name) for p in parts]) for name in ("codes", "scales", "biases")
-    )
+    codes, scales, biases = (mx.concatenate([getattr(p, name) for p in parts]) for name in ("codes", "scales", "biases"))
     lead = shape[:-1]
     return Coded(codes.reshape(shape), scales.reshape(*lead, -1), biases.reshape(*lead, -1), bits, group_size)
 

@@ -51,9 +51,7 @@ def refit(weight: mx.array, coded: Coded, gram: mx.array, dtype: mx.Dtype, sweep
     return Coded(stacked, scales, biases, coded.bits, g)
 
 
-def _step_codes(
-    codes: mx.array, scale: mx.array, r: mx.array, local: mx.array, top: float
-) -> tuple[mx.array, mx.array]:
+def _step_codes(codes: mx.array, scale: mx.array, r: mx.array, local: mx.array, top: float) -> tuple[mx.array, mx.array]:
     """One coordinate step per column of a group; an exact minimiser on the grid never raises the objective."""
     columns = []
     diagonal = mx.diagonal(local)

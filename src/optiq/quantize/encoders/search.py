@@ -79,9 +79,7 @@ def _codes(w: mx.array, s: mx.array, b: mx.array, top: float) -> mx.array:
     return mx.clip(mx.round((w - b) / s), 0.0, top)
 
 
-def _least_squares(
-    w: mx.array, q: mx.array, share: mx.array, mean: mx.array, fallback: mx.array
-) -> tuple[mx.array, mx.array]:
+def _least_squares(w: mx.array, q: mx.array, share: mx.array, mean: mx.array, fallback: mx.array) -> tuple[mx.array, mx.array]:
     q_mean = (share * q).sum(-1, keepdims=True)
     centred = share * (q - q_mean)
     variance = (centred * q).sum(-1, keepdims=True)
