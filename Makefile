@@ -26,7 +26,7 @@ $(READY): pyproject.toml $(wildcard native/*)
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/optiq convert $(MODEL) --target-bpw 5.0 --candidate-bits 4,8 --calibration-samples 8 -o $(OUT) --overwrite
+	$(BIN)/optiq convert $(MODEL) --target-bpw 5.0 --candidate-bits 4,8 --calibration-samples 8 --calibration-length 128 -o $(OUT) --overwrite
 	$(BIN)/optiq inspect $(OUT)
 	$(BIN)/python -m mlx_lm generate --model $(OUT) --prompt "$(PROMPT)" --max-tokens 60 --temp 0
 

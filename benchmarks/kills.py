@@ -23,7 +23,16 @@ import harness
 from harness import Bar
 
 WORK = harness.BUILD / "kills"
-OPTIONS = ("--target-bpw", 5.0, "--candidate-bits", "4,8", "--calibration-samples", 8)  # as `make demo` calls it
+OPTIONS = (
+    "--target-bpw",
+    5.0,
+    "--candidate-bits",
+    "4,8",
+    "--calibration-samples",
+    8,
+    "--calibration-length",
+    128,
+)  # as `make demo` calls it
 TRIALS = 20
 
 

@@ -25,6 +25,7 @@ from optiq.models.stream import Stream
 
 WORK = harness.BUILD / "quality"
 LENGTH = 512
+CALIBRATION = ("--calibration-samples", 16)  # rows per domain: the default, 40, takes this script over an hour on 2 cores
 LOGIT_TOLERANCE = 1e-3  # float32 sums in another order over 12 layers
 MEASURING = ("measure", "models", "kernels")  # the sources on which a measured KL depends
 CONVERTING = (*MEASURING, "plan", "quantize", "files.py", "cli/convert.py")
@@ -65,7 +66,7 @@ def stages() -> Path:
 def convert(name: str, *options: object) -> Path:
     """`optiq convert` into `build/quality/NAME`, unless that is there from the same model, sources and options."""
     out, record = WORK / name, WORK / f"{name}.json"
-    words = [str(word) for word in options]
+    words = [str(word) for word in (*CALIBRATION, *options)]
     asked = {
         "model": harness.model_digest(harness.MODEL),
         "sources": sources_digest(CONVERTING),

@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py [--only GLOB] [--list] [--samples 24]
 
-In:  `examples/tiny-qwen3.5`; our calibration tokens for mlx-lm's dynamic_quant (its own loader downloads a text);
+In:  `examples/tiny-qwen3.5`; 96 of our calibration documents for dynamic_quant (its own loader downloads a text);
      mlx-optiq reads the mix that it ships, in an environment of its own under `build/`, with mlx-lm 0.32.0: with
      0.32.1 and later it passes its plan in the wrong position and writes a uniform 4-bit model without saying so.
 Out: `build/peers/<name>/`, loadable by stock mlx-lm, and `build/peers/<name>.json`: command, versions, time, the hash
@@ -68,7 +68,8 @@ def fast_products(*folders: Path) -> dict[str, str]:
     folder = WORK / "blas"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text("\n".join(lines) + "\n")
-    return {"PYTHONPATH": os.pathsep.join(map(str, [folder, *folders]))}
+    path = os.pathsep.join(map(str, [folder, *folders]))
+    return {"PYTHONPATH": path, "OPTIQ_BLAS": "none"}  # ours has nothing left to do there
 
 
 def uniform(bits: int, group_size: int) -> Callable[[Path, Path], None]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# The small factorisations of the tests gain nothing from threads, and SciPy's own BLAS spins while it waits for them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -19,7 +19,7 @@ from optiq.quantize.pipeline import Converted, convert
 SETTINGS: dict[str, Any] = {
     "target_bpw": 5.6,
     "candidate_bits": (4, 8),
-    "group_sizes": (64,),
+    "group_sizes": (32, 64),
     "calibration_samples": 2,
     "calibration_length": 32,
     "dev_rows": 1,

@@ -104,6 +104,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "topk_method": "noaux_tc",
     },
 }
+CONFIGS["gemma3-tied"] = {**CONFIGS["gemma3"], "tie_word_embeddings": True}
 
 
 def write(path: Path, name: str, seed: int = 0, **changes: Any) -> Path:
@@ -113,6 +114,8 @@ def write(path: Path, name: str, seed: int = 0, **changes: Any) -> Path:
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(config))))
     weights = {n: v.astype(mx.bfloat16) if v.dtype == mx.float32 else v for n, v in tree_flatten(model.parameters())}
+    if config.get("tie_word_embeddings"):
+        weights.pop("lm_head.weight", None)  # Gemma 3 has a head until a checkpoint without one is loaded
     mx.eval(weights)
     path.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "mlx"})

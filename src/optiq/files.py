@@ -25,7 +25,7 @@ from optiq.errors import FormatError, InputError, ResourceError
 
 _UMASK = os.umask(0o077)  # the only way to read it is to set it; once, at import, before there are threads
 os.umask(_UMASK)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
@@ -242,9 +242,8 @@ def _disk_errors(target: Path, needed: int = 0) -> Iterator[None]:
         if error.errno in _DISK_FULL:
             need = f"needs {size_text(needed)}, " if needed else ""
             free = size_text(free_bytes(target))
-            raise ResourceError(
-                f"the disk is full while writing {target}: {need}free: {free}; make room and run again"
-            ) from error
+            what = "a limit on file sizes is reached" if error.errno == errno.EFBIG else "the disk is full"
+            raise ResourceError(f"{what} while writing {target}: {need}free: {free}; make room and run again") from error
         if error.errno in _REFUSED and _concerns(error, target):
             raise InputError(f"cannot write {target}: {error.strerror}; choose a place that can be written") from error
         raise

@@ -68,7 +68,8 @@ def test_target_gb_counts_norms_and_headers(converted: Path, capsys: pytest.Capt
 def test_like_spends_what_the_other_directory_spends(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    (other / "model.safetensors").write_bytes(bytes(220_000))
+    header = '{"a": {"dtype": "U8", "shape": [219896], "data_offsets": [0, 219896]}}'.ljust(96).encode()
+    (other / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(219_896))
     (other / "mtp.safetensors").write_bytes(bytes(99_000))
     data = solve(capsys, converted, "--like", other)
     assert data["budget"] == {"kind": "like", "value": 220_000, "bytes": 216_000}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-import quick
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import quick
 from optiq.kernels.gated_delta import chunked, sequential
 
 Inputs = tuple[mx.array, ...]

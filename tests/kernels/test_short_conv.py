@@ -6,8 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import quick
 
+import quick
 from optiq.kernels.short_conv import ShortConv, replaceable, short_conv
 
 

@@ -259,7 +259,7 @@ def test_reads_a_users_file(tmp_path: Path) -> None:
     [
         ("{", r"bad\.jsonl, line 2: not valid JSON"),
         ("[1]", r"line 2: a list; expected an object with 'text' or 'messages'"),
-        ('{"domain": "x"}', r"line 2: neither 'text' and 'messages'"),
+        ('{"domain": "x"}', r"line 2: neither 'text' nor 'messages'"),
         ('{"text": "a", "messages": []}', r"line 2: both 'text' and 'messages'"),
         ('{"text": " "}', r"line 2: 'text' is empty"),
         ('{"text": "a", "domain": 3}', r"line 2: 'domain' is 3"),

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import quick
 import random_models
-
 from optiq.models import shards
 from optiq.models.inspect import inspect
 from optiq.plan import table
@@ -25,7 +25,11 @@ class Family:
     plan: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=list(random_models.CONFIGS))
+SLOW = ("qwen3_5-untied", "gemma3")  # their parts are those of qwen3_5-moe and gemma3-tied
+PARAMETERS = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in random_models.CONFIGS]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     folder = tmp_path_factory.mktemp(request.param)
     source = random_models.write(folder / "source", request.param)

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from optiq.errors import InputError
 from optiq.events import Events
 
 EXAMPLE = """\
@@ -81,10 +80,9 @@ def settings(args: argparse.Namespace) -> Any:
     from optiq.plan.options import parse_bits, parse_group_sizes, parse_keep
     from optiq.quantize.settings import Settings
 
-    output = args.output or str(Path("optiq_output") / args.model.strip("/").replace("/", "_").replace(".", "_"))
     return Settings(
         model=args.model,
-        output=Path(output),
+        output=Path(args.output).expanduser() if args.output else _default_output(args.model),
         budget=_budget(args),
         candidate_bits=parse_bits(args.candidate_bits),
         group_sizes=parse_group_sizes(args.group_sizes),
@@ -92,7 +90,7 @@ def settings(args: argparse.Namespace) -> Any:
         encoder=args.encoder,
         refit=not args.no_refit,
         reference=args.reference,
-        calibration_mix=Path(args.calibration_mix) if args.calibration_mix else None,
+        calibration_mix=Path(args.calibration_mix).expanduser() if args.calibration_mix else None,
         calibration_samples=args.calibration_samples,
         calibration_length=args.calibration_length,
         keep=tuple(parse_keep(text) for text in args.keep),
@@ -100,18 +98,23 @@ def settings(args: argparse.Namespace) -> Any:
         verify=not args.no_verify,
         resume=args.resume,
         overwrite=args.overwrite,
-        work=Path(args.work) if args.work else None,
+        work=Path(args.work).expanduser() if args.work else None,
     )
 
 
+def _default_output(model: str) -> Path:
+    """``optiq_output/`` and the hub id, or the name of the local directory."""
+    place = Path(model).expanduser()
+    name = place.resolve().name if place.is_dir() else model.strip("/")
+    return Path("optiq_output") / name.replace("/", "_").replace(".", "_")
+
+
 def _budget(args: argparse.Namespace) -> Any:
+    from optiq.models.shards import model_bytes
     from optiq.plan.budget import Budget
 
     if args.like is not None:
-        files = sorted(Path(args.like).glob("model*.safetensors"))
-        if not files:
-            raise InputError(f"--like {args.like}: no model*.safetensors there; give an MLX model directory.")
-        return Budget("like", sum(file.stat().st_size for file in files))
+        return Budget("like", model_bytes(Path(args.like).expanduser()))
     if args.target_gb is not None:
         return Budget("gb", args.target_gb)
     return Budget("bpw", 5.0 if args.target_bpw is None else args.target_bpw)

@@ -100,7 +100,7 @@ def _with_fixed_bytes(source: Table, place: str) -> Table:
 
 def _budget(args: argparse.Namespace, source: Table) -> Budget:
     from optiq.errors import InputError
-    from optiq.models.shards import scan
+    from optiq.models.shards import model_bytes
     from optiq.plan.budget import DEFAULT_BPW, Budget
 
     if args.target_bpw is not None:
@@ -115,7 +115,7 @@ def _budget(args: argparse.Namespace, source: Table) -> Budget:
         )
     if args.target_gb is not None:
         return Budget("gb", args.target_gb)
-    return Budget("like", sum(file.stat().st_size for file in scan(args.like)))
+    return Budget("like", model_bytes(Path(args.like).expanduser()))
 
 
 def _plan_json(plan: Plan, items: list[Item], budget: Budget, source: Table, notes: list[str]) -> dict[str, Any]:

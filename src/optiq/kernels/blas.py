@@ -75,6 +75,10 @@ def preload() -> BlasChoice:
     """
     global _choice
     if _choice is None:
+        if sys.platform == "linux":
+            # SciPy brings an OpenBLAS of its own, loaded later: it must not spin either, and must keep to our threads.
+            os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", str(IDLE_SPIN_EXPONENT))
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads()))
         _choice = _choose()
         if not _choice.fast and os.environ.get("OPTIQ_BLAS") != "none":
             _logger.warning("optiq: float32 products will be slow (about 1/20): %s; see `optiq doctor`", _choice.reason)

@@ -58,7 +58,9 @@ class Sink:
     """Where probes put what they see: per tensor name the moments of each use, and the token weights in order of arrival.
 
     Args:
-        backward: gather moments from gradients; otherwise only the weighted inputs, with `weights` given per tensor.
+        uses: running sums by tensor and use.
+        token_weights: parts of [N * L] weights.
+        exact_rows: tensors whose row weights are added from elsewhere (the head, where the expectation is known).
     """
 
     uses: dict[str, dict[str, Moments]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ The table is a list of `Item`s, the solver's input. `static` has no unit; its su
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -183,13 +183,3 @@ def _prior(tensor: Tensor, depth: int) -> float:
     router = 0.4 if tensor.least_bits else 0.0
     experts = -0.1 if tensor.kind == "experts" else 0.0
     return base + attention + router + experts
-
-
-def sampled_options(items: Sequence[Item], bits: int, group_size: int) -> dict[str, float]:
-    """Damage of one option by tensor name, for tensors that have it."""
-    return {
-        item.name: damage
-        for item in items
-        for option, damage in zip(item.options, item.damage, strict=True)
-        if (option.bits, option.group_size) == (bits, group_size)
-    }

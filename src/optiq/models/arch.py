@@ -57,6 +57,8 @@ def classes(config: dict[str, Any]) -> tuple[type, type]:
         raise ModelError(
             f"architecture {model_type!r} is unknown to mlx-lm {_mlx_lm_version()}; upgrade mlx-lm or choose another model."
         ) from None
+    if not hasattr(module, "Model") or not hasattr(module, "ModelArgs"):
+        raise ModelError(f"config.json: model_type {model_type!r} names a part of mlx-lm that is no architecture.")
     return module.Model, module.ModelArgs
 
 

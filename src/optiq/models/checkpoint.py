@@ -69,6 +69,20 @@ class Checkpoint:
         return found if isinstance(found, dict) else None
 
     @property
+    def holds_codes(self) -> bool:
+        """Whether weights are stored as packed codes, whatever the config says (MLX, GPTQ and AWQ names)."""
+        return self.quantization is not None or any(
+            name.endswith((".qweight", ".qzeros")) or (name.endswith(".scales") and f"{name[:-7]}.weight" in self.headers)
+            for name in self.headers
+        )
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The part of the config that describes the language model."""
+        found = self.config.get("text_config")
+        return found if isinstance(found, dict) else self.config
+
+    @property
     def name(self) -> str:
         """What the model is called: the directory's name, or org/name for a snapshot in the hub's cache."""
         for part in self.path.parts:
@@ -88,10 +102,17 @@ class Checkpoint:
         Raises:
             ModelError: the config does not describe a model that mlx-lm can build.
         """
+        model = self._bare()
+        if self._sheds_modules:
+            self._sanitized(model, self._own())
+        return model
+
+    def _bare(self) -> nn.Module:
+        """The modules as the config alone describes them."""
         model_class, args_class = arch.classes(self.config)
         try:
             model = model_class(args_class.from_dict(copy.deepcopy(self.config)))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError) as error:
             raise ModelError(
                 f"{self.path / 'config.json'}: mlx-lm cannot build {self.config['model_type']!r} from it ({error!r}); "
                 "compare it with the published config of this model."
@@ -118,23 +139,40 @@ class Checkpoint:
         Raises:
             ModelError: names or shapes that this architecture does not expect.
         """
-        tensors = {name: value for name, value in self.raw().items() if not name.startswith(SIDE_FILE_KEYS)}
+        tensors = self._own()
         if not native:
             tensors = {n: v.astype(mx.float32) if v.dtype in HALF_TYPES else v for n, v in tensors.items()}
-        model = self.skeleton()
-        if hasattr(model, "sanitize"):
-            try:
-                tensors = model.sanitize(tensors)
-            except (KeyError, ValueError, IndexError) as error:
-                raise ModelError(
-                    f"{self.path}: the tensors do not fit the architecture {self.config['model_type']!r} "
-                    f"(missing or unexpected: {error}); is a shard missing?"
-                ) from error
+        tensors = self._sanitized(self._bare(), tensors)
         if self.quantization:
             tensors = _dense(tensors, self.quantization)
         if self.transform is not None:
             tensors = {name: self.transform(name, value) for name, value in tensors.items()}
         return tensors
+
+    def _own(self) -> dict[str, mx.array]:
+        """The stored tensors without those of side files."""
+        return {name: value for name, value in self.raw().items() if not name.startswith(SIDE_FILE_KEYS)}
+
+    def _sanitized(self, model: nn.Module, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Tensors under mlx-lm's names, as the family itself renames them."""
+        if not hasattr(model, "sanitize"):
+            return tensors
+        try:
+            found: dict[str, mx.array] = model.sanitize(tensors)
+        except (KeyError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"{self.path}: the tensors do not fit the architecture {self.config['model_type']!r} "
+                f"(missing or unexpected: {error}); is a shard missing?"
+            ) from error
+        return found
+
+    @cached_property
+    def _sheds_modules(self) -> bool:
+        """Whether the family drops modules that this checkpoint has no tensors for (Gemma 3: the head, where it is tied)."""
+        model = self._bare()
+        before = [name for name, _ in model.named_modules()]
+        self._sanitized(model, self._own())
+        return before != [name for name, _ in model.named_modules()]
 
     def original(self) -> Checkpoint:
         """The same checkpoint without a transform."""

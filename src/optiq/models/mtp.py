@@ -56,7 +56,7 @@ def write(checkpoint: Checkpoint, out: Path, encode: Encode) -> dict[str, Any]:
         arrays[f"{path}.biases"] = coded.biases.astype(checkpoint.dtype)
     mx.eval(list(arrays.values()))
     write_safetensors(out / FILE, arrays, {"format": "mlx"})
-    layers = checkpoint.config.get("text_config", checkpoint.config).get("mtp_num_hidden_layers", 1)
+    layers = checkpoint.text_config.get("mtp_num_hidden_layers", 1)
     return {
         "mtp_file": FILE,
         "mtp_tensor_count": len(arrays),

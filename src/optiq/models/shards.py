@@ -109,6 +109,18 @@ def scan(directory: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
+def model_bytes(directory: str | os.PathLike[str]) -> int:
+    """Bytes of the model's files (what `--like` spends), each checked against its header.
+
+    Raises:
+        OptiqError: as `scan` and `read_header`.
+    """
+    found = scan(directory)
+    for file in found:
+        read_header(file)
+    return sum(file.stat().st_size for file in found)
+
+
 def side_files(directory: str | os.PathLike[str]) -> list[Path]:
     """Safetensors that stand beside the model: MTP heads, vision towers, adapters, at the root or in known folders."""
     root = Path(directory)

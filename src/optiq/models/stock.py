@@ -21,7 +21,8 @@ def uniform(source: Path, out: Path, bits: int, group_size: int) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             convert(str(source), str(out), quantize=True, q_bits=bits, q_group_size=group_size)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ModelError(f"{source}: stock mlx-lm cannot write a uniform {bits}-bit model of it ({error}).") from error
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise ModelError(f"{source}: stock mlx-lm cannot write a uniform {bits}-bit model of it ({reason}).") from error
 
 
 def mlx_lm_version() -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from optiq.errors import InputError
-from optiq.plan.types import Choice, Item, Plan
+from optiq.plan.types import UNQUANTIZED_BITS, Choice, Item, Plan
 
 RELATIVE_GAP = 1e-9
 """How close to the optimum HiGHS has to prove its answer, relative to the plan's damage."""
@@ -73,9 +73,8 @@ def allocate(items: Sequence[Item], budget_bytes: int) -> Plan:
         InputError: a damage that is no number, an item without options, or a budget below the smallest plan.
     """
     rows = [_row(item) for item in items]
-    smallest = sum(row.bytes[0] for row in rows)
-    if smallest > budget_bytes:
-        raise InputError(_impossible(items, smallest, budget_bytes))
+    if sum(row.bytes[0] for row in rows) > budget_bytes:
+        raise InputError(impossible(items, budget_bytes))
     if sum(row.bytes[-1] for row in rows) <= budget_bytes:
         return _plan(items, rows, [len(row.bytes) - 1 for row in rows], budget_bytes, 0.0)
     relaxed = _relax(rows, budget_bytes)
@@ -304,10 +303,13 @@ def _spread(sizes: Sequence[int], points: int) -> set[int]:
     return {min(range(len(sizes)), key=lambda i: abs(sizes[i] - target)) for target in targets}
 
 
-def _impossible(items: Sequence[Item], smallest: int, budget: int) -> str:
-    params = max(sum(item.params for item in items), 1)
+def impossible(items: Sequence[Item], budget: int) -> str:
+    """What to say of a budget below the smallest plan."""
+    params, smallest = max(sum(item.params for item in items), 1), smallest_bytes(items)
+    stuck = sum(all(option.bits == UNQUANTIZED_BITS for option in item.options) for item in items)
+    why = f" ({stuck} of {len(items)} tensors have no choice but bf16)" if stuck else ""
     return (
         f"a budget of {budget} bytes ({8 * budget / params:.3f} bits per weight) for the quantized tensors "
-        f"cannot be met: the smallest possible is {smallest} bytes ({8 * smallest / params:.3f} bits per weight); "
-        f"raise the budget or allow fewer bits or larger groups"
+        f"cannot be met: the smallest possible is {smallest} bytes ({8 * smallest / params:.3f} bits per weight){why}; "
+        f"raise the budget or allow fewer bits or {'other' if stuck else 'larger'} groups"
     )

@@ -23,6 +23,17 @@ class Budget:
     kind: str
     value: float
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"unknown budget kind {self.kind!r}; known: {', '.join(KINDS)}")
+        if not 0 < self.value < float("inf"):
+            raise InputError(f"the budget must be a positive number, got {self.value}")
+
+    @property
+    def total_bytes(self) -> int | None:
+        """The ceiling for whole model files, None where the request is in bits per weight."""
+        return None if self.kind == "bpw" else int(Fraction(str(self.value)) * (GB if self.kind == "gb" else 1))
+
     def quantized_bytes(self, params: int, fixed_bytes: int = 0, header_bytes: int = 0) -> int:
         """The ceiling for codes, scales and biases of all items.
 
@@ -32,16 +43,11 @@ class Budget:
             header_bytes: safetensors headers of all shards.
 
         Raises:
-            InputError: the number is no positive one, or the fixed part alone passes the budget.
+            InputError: the fixed part alone passes the budget.
         """
-        if self.kind not in KINDS:
-            raise InputError(f"unknown budget kind {self.kind!r}; known: {', '.join(KINDS)}")
-        if not 0 < self.value < float("inf"):
-            raise InputError(f"the budget must be a positive number, got {self.value}")
-        exact = Fraction(str(self.value))  # what was typed: 5.1 bits mean 51/10, not the nearest binary number
-        if self.kind == "bpw":
-            return int(exact * params / 8)
-        total = int(exact * (GB if self.kind == "gb" else 1))
+        total = self.total_bytes
+        if total is None:
+            return int(Fraction(str(self.value)) * params / 8)  # what was typed: 5.1 means 51/10, not the nearest binary number
         left = total - fixed_bytes - header_bytes
         if left <= 0:
             raise InputError(

@@ -157,6 +157,12 @@ def _pinned(item: Item, keep: Keep) -> tuple[Item, str]:
     )
 
 
+def only(item: Item, options: Iterable[Option]) -> Item:
+    """The item with those of its options that are among ``options``."""
+    wanted = set(options)
+    return _taking(item, [i for i, option in enumerate(item.options) if option in wanted])
+
+
 def _taking(item: Item, chosen: Sequence[int]) -> Item:
     return replace(item, options=tuple(item.options[i] for i in chosen), damage=tuple(item.damage[i] for i in chosen))
 
@@ -165,7 +171,7 @@ def _parse_list(text: str, flag: str, known: Sequence[int]) -> tuple[int, ...]:
     try:
         values = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise InputError(f"{flag} {text!r} is not a list of integers; try {flag} {known[0]},{known[-1]}") from None
+        raise InputError(f"{flag} {text!r} is not a list of integers; try {flag} {known[0]},{known[1]}") from None
     for value in values:
         if value not in known:
             raise InputError(f"{flag} {text!r}: {value} is not one of {_listed(known)}")

@@ -198,7 +198,7 @@ def _baselines(plan: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
 
 def _notes(plan: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     lines = [str(note) for note in plan.get("notes", [])]
-    if (metadata.get("left_out") or {}).get("vision"):
+    if (metadata.get("left_out") or {}).get("vision") and not any("vision" in line for line in lines):
         lines.append("The base model's vision tensors are left out: this directory reads and writes text only.")
     return "## Notes\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
@@ -271,7 +271,7 @@ def _calibration(calibration: Any) -> str:
     if not isinstance(calibration, Mapping):
         return ""
     domains = calibration.get("domains") or []
-    parts = [f"{len(domains)} domains ({', '.join(map(str, domains))})"] if domains else []
+    parts = [f"{len(domains)} domain{'s' if len(domains) > 1 else ''} ({', '.join(map(str, domains))})"] if domains else []
     parts += [f"{calibration['samples']} samples"] if calibration.get("samples") else []
     parts += [f"{calibration['tokens']:,} tokens"] if calibration.get("tokens") else []
     return ", ".join(parts)

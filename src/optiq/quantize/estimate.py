@@ -26,7 +26,7 @@ def announce(job: Job) -> None:
         ResourceError: less free disk than the conversion needs.
     """
     disk = disk_bytes(job)
-    files.need_free(job.settings.output.absolute().parent, disk, "the conversion's work files and result")
+    files.need_free(job.space.path, disk, "the conversion's work files and result")
     job.events.info(
         f"expected: about {_duration(seconds(job))}, {files.size_text(memory_bytes(job))} of memory, "
         f"up to {files.size_text(disk)} of disk"

@@ -25,9 +25,9 @@ from optiq.models.hub import resolve
 from optiq.models.stream import Stream
 from optiq.plan.allocate import allocate
 from optiq.plan.budget import Budget
-from optiq.plan.options import apply_keeps, fallback_notes
+from optiq.plan.options import fallback_notes
 from optiq.plan.types import Item, Plan
-from optiq.quantize import stages, writing
+from optiq.quantize import places, request, stages, writing
 from optiq.quantize.encode import Encoding
 from optiq.quantize.estimate import announce
 from optiq.quantize.settings import Settings
@@ -64,36 +64,51 @@ def run(settings: Settings, events: Events = QUIET) -> Converted:
     Raises:
         OptiqError: one clear line; what was finished stays in the work directory.
     """
-    if settings.output.exists() and not settings.overwrite:
-        raise InputError(f"{settings.output} exists already; choose another -o, or pass --overwrite to replace it.")
+    places.check_output(settings.output, settings.overwrite)
     source = Checkpoint.open(resolve(settings.model, events=events))
-    if source.quantization:
+    places.check_source(settings, source.path)
+    if source.holds_codes:
         raise InputError(
             f"{settings.model} is quantized already; give the original checkpoint, so that nothing is rounded twice."
         )
     source.check()
-    space = Workspace.open(settings, source)
     reference, notes = _reference(settings, source, events)
     stream = Stream(reference)
+    layout = directory.Layout(source, stream.topology)
+    request.check(settings, stream.topology, layout)
+    with Workspace.open(settings, source) as space:
+        return _run(settings, source, stream, layout, space, notes, events)
+
+
+def _run(
+    settings: Settings,
+    source: Checkpoint,
+    stream: Stream,
+    layout: directory.Layout,
+    space: Workspace,
+    notes: list[str],
+    events: Events,
+) -> Converted:
+    """The stages, of a request that can be met."""
     _check_values(source, space, events)
     words = text(settings, source, events) if settings.needs_text else None
-    job = Job(settings, source, reference, stream, words, space, events)
+    job = Job(settings, source, stream.checkpoint, stream, words, space, events)
     announce(job)
     notes += list(words.notes) if words else []
 
     found = stages.statistics(job) if settings.sensitivity == "fisher" else None
     items = stages.damage_table(job, found)
-    layout = directory.Layout(source, stream.topology)
-    items, kept_notes = apply_keeps(items, settings.keep)
-    notes += fallback_notes(items) + kept_notes
+    items, kept_notes = request.narrowed(settings, stream.topology, items)
+    notes += fallback_notes(items, settings.group_sizes) + kept_notes
     plan = solve(job, items, layout)
     task = stages.encoded(job, plan, stages.kept(job, found))
     receipts: dict[str, Any] = {}
     if settings.verify and words is not None:
-        plan, task, receipts = _verified(job, layout, plan, task, found, notes)
+        items, plan, task, receipts = _verified(job, layout, items, plan, task, found, notes)
+    for note in request.unspent(items, plan):
+        events.info(note)
+        notes.append(note)
     result = writing.write(job, writing.Result(items, plan, layout, task, receipts, notes))
-    if settings.work is None:
-        space.remove()
     return Converted(settings.output, result)
 
 
@@ -108,8 +123,14 @@ def solve(job: Job, items: list[Item], layout: directory.Layout) -> Plan:
 
 
 def _verified(
-    job: Job, layout: directory.Layout, plan: Plan, task: Encoding, found: Statistics | None, notes: list[str]
-) -> tuple[Plan, Encoding, dict[str, Any]]:
+    job: Job,
+    layout: directory.Layout,
+    items: list[Item],
+    plan: Plan,
+    task: Encoding,
+    found: Statistics | None,
+    notes: list[str],
+) -> tuple[list[Item], Plan, Encoding, dict[str, Any]]:
     """Measure on dev; where the prediction was off by more than `DISAGREEMENT`, re-linearise and solve once more."""
     assert job.text is not None
     dev = job.text.dev
@@ -117,19 +138,19 @@ def _verified(
 
     def on_dev(task: Encoding) -> dict[str, Any]:
         candidate = replace(job.source, transform=stages.transform(task))
-        return stages.saved(task.path / "dev.json", lambda: stages.measure(job, candidate, dev).summary())
+        return stages.measured(job, task, candidate, dev)
 
     first = on_dev(task)
     receipts = {"predicted_dev": plan.damage, "measured_dev": first["mean"]}
     ratio = first["mean"] / max(plan.damage, 1e-12)
     if job.settings.sensitivity != "fisher" or 1 / DISAGREEMENT <= ratio <= DISAGREEMENT:
-        return plan, task, receipts
+        return items, plan, task, receipts
     job.events.warn(
         f"measured KL on dev is {ratio:.2f}x the prediction: measuring again at the quantized model, solving once more"
     )
     again = stages.statistics(job, stages.transform(task), "relinearised", encoded=folder.name)
     second_items = sensitivity.fisher(job.stream, again, job.candidates(), job.events)
-    second_items, _ = apply_keeps(second_items, job.settings.keep)
+    second_items, _ = request.narrowed(job.settings, job.topology, second_items)
     second = solve(job, second_items, layout)
     second_task = stages.encoded(job, second, stages.kept(job, found))
     result = on_dev(second_task)
@@ -139,8 +160,8 @@ def _verified(
         f"against {first['mean']:.5f} and was {'taken' if better else 'dropped'}"
     )
     if not better:
-        return plan, task, receipts
-    return second, second_task, {"predicted_dev": second.damage, "measured_dev": result["mean"]}
+        return items, plan, task, receipts
+    return second_items, second, second_task, {"predicted_dev": second.damage, "measured_dev": result["mean"]}
 
 
 def _reference(settings: Settings, source: Checkpoint, events: Events) -> tuple[Checkpoint, list[str]]:

@@ -10,6 +10,7 @@ from optiq.kernels.affine import BITS, GROUP_SIZES
 from optiq.measure.sensitivity import METHODS
 from optiq.plan.budget import Budget
 from optiq.plan.options import Keep
+from optiq.plan.types import UNQUANTIZED_BITS
 
 REFERENCES = ("auto", "bf16", "uniform_4bit")
 ENCODER_NAMES = ("rtn", "search", "gptq")
@@ -72,6 +73,11 @@ class Settings:
         for name, number in (("samples", self.calibration_samples), ("length", self.calibration_length)):
             if number < 1:
                 raise InputError(f"--calibration-{name} {number}: expected a positive number")
+
+    @property
+    def measured_bits(self) -> tuple[int, ...]:
+        """Every width that some tensor may get: the candidates, and what tensors are pinned to."""
+        return tuple(sorted({*self.candidate_bits, *(k.bits for k in self.keep if k.bits != UNQUANTIZED_BITS)}))
 
     @property
     def needs_text(self) -> bool:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from optiq.models.checkpoint import Checkpoint, Transform
 from optiq.models.stream import Stream
 from optiq.models.topology import Tensor, Topology
 from optiq.plan import table
-from optiq.plan.types import Choice, Item, Plan
+from optiq.plan.types import Item, Plan
 from optiq.quantize.encode import Encoding, Kept, encode, stored_dense
 from optiq.quantize.encoders import ENCODERS
 from optiq.quantize.settings import Settings
@@ -58,13 +57,12 @@ class Job:
         s = self.settings
         name = "rtn" if s.encoder == "rtn" else "search"
         dtype = self.source.dtype
-        wanted = {*s.candidate_bits, *(k.bits for k in s.keep if k.bits != 16)}
 
         def encode_as(weight: mx.array, bits: int, group_size: int, gram: mx.array | None) -> Coded:
             coded: Coded = ENCODERS[name](weight, bits, group_size, dtype, gram)
             return coded
 
-        return sensitivity.Candidates(tuple(sorted(wanted)), s.group_sizes, encode_as, s.encoder == "gptq")
+        return sensitivity.Candidates(s.measured_bits, s.group_sizes, encode_as, s.encoder == "gptq")
 
     def key(self) -> dict[str, Any]:
         """What measured statistics depend on, beside the model."""
@@ -120,6 +118,7 @@ def encoded(job: Job, plan: Plan, keep: dict[str, Kept]) -> Encoding:
     chosen = [[c.name, c.bits, c.group_size] for c in plan.choices]
     use_text = job.text is not None and s.encoder == "gptq" or (s.encoder == "search" and s.sensitivity != "static")
     key = {"plan": chosen, "encoder": s.encoder, "refit": s.refit, "kept": sorted(keep), "method": s.sensitivity}
+    key["dev"] = job.text.dev.sha256 if job.text else None
     empty = np.zeros((0, 0), np.int32)
     task = Encoding(
         stream=job.stream if job.reference is job.source else Stream(job.source),
@@ -155,13 +154,9 @@ def measure(job: Job, candidate: Checkpoint | Path, tokens: Tokens) -> Divergenc
     return divergence(job.stream, candidate, tokens, job.events, folder)
 
 
-def saved(path: Path, compute: Any) -> dict[str, Any]:
-    """A JSON result that is computed once."""
+def measured(job: Job, task: Encoding, candidate: Checkpoint | Path, tokens: Tokens) -> dict[str, Any]:
+    """The summary of `measure` for an encoded plan, kept beside its codes under the name of the token set."""
+    path = task.path / f"{tokens.set_name}-{tokens.sha256[:16]}.json"
     if not path.exists():
-        files.write_json(path, {"schema": 1, **compute()})
+        files.write_json(path, {"schema": 1, **measure(job, candidate, tokens).summary()})
     return files.read_json(path, "stage result")
-
-
-def by_name(choices: Sequence[Choice]) -> dict[str, Choice]:
-    """Choices by tensor name."""
-    return {choice.name: choice for choice in choices}

@@ -6,8 +6,11 @@ fresh, several conversions can share one directory, and a killed run goes on by 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from optiq import files
+from optiq.errors import InputError, ModelError, ResourceError
 from optiq.events import QUIET, Events
 from optiq.measure.text import read_samples, samples
 from optiq.measure.tokens import Tokens, tokenise
 from optiq.models.chat import has_tokenizer, load_tokenizer
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.selftext import self_text
+from optiq.quantize import places
 from optiq.quantize.settings import Settings
 
 FORMAT = 1  # raised when the meaning of a stage's files changes
@@ -29,20 +34,54 @@ SELF_SEEDS = {"calibration": 1, "dev": 2, "score": 3}
 
 @dataclass(frozen=True)
 class Workspace:
-    """A directory for stage files, and the identity of the model that they belong to."""
+    """A directory for stage files, and the identity of the model that they belong to; locked while it is open.
+
+    Args:
+        lock: descriptor that holds the lock, which goes with the process.
+        passing: the directory is this conversion's alone and goes when it is done.
+    """
 
     path: Path
     model_key: str
+    lock: int
+    passing: bool
 
     @classmethod
     def open(cls, settings: Settings, checkpoint: Checkpoint) -> Workspace:
-        """The work directory of these settings; emptied first where resuming is off."""
-        output = settings.output.absolute()
-        path = settings.work or output.parent / f".{output.name}.work"
-        if not settings.resume and path.exists():
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path, model_key(checkpoint))
+        """The work directory of these settings; without what earlier runs left there where resuming is off.
+
+        Raises:
+            InputError: it cannot be made.
+            ResourceError: another conversion is at work there.
+        """
+        path = places.work_path(settings)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"cannot make the work directory {path}: {error.strerror}; choose another -o or --work.") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ResourceError(f"another conversion is at work in {path}; wait for it, or choose another -o or --work") from None
+        except OSError:
+            pass  # a file system without locks
+        if not settings.resume:
+            for entry in places.stage_files(path):
+                shutil.rmtree(entry)
+        return cls(path, model_key(checkpoint), lock, settings.work is None)
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.passing and kind is None:
+            self.remove()
+        elif self.passing:
+            with suppress(OSError):
+                self.path.rmdir()  # where nothing was finished
+        os.close(self.lock)
 
     def stage(self, name: str, **depends: Any) -> Path:
         """Path of a stage's files: its name and a hash of the model and of everything else that it depends on."""
@@ -90,6 +129,10 @@ def text(settings: Settings, checkpoint: Checkpoint, events: Events = QUIET) -> 
     notes = [] if length == settings.calibration_length else [f"rows have {length} tokens, the model's whole context"]
     with events.stage("text", 3, "sets") as stage:
         if not has_tokenizer(checkpoint.path):
+            if settings.calibration_mix is not None:
+                raise InputError(
+                    f"--calibration-mix needs a tokenizer, and {checkpoint.path} has none; copy the model's files there."
+                )
             note = "the checkpoint has no tokenizer: calibration, dev and score text were sampled from the model itself"
             events.warn(note)
             sets = {name: _own_text(checkpoint, name, count, length) for name, count in rows.items()}
@@ -100,14 +143,12 @@ def text(settings: Settings, checkpoint: Checkpoint, events: Events = QUIET) -> 
             own = name == "calibration" and settings.calibration_mix is not None
             found = read_samples(settings.calibration_mix) if own and settings.calibration_mix else samples(name)
             domains = len({sample.domain for sample in found})
-            sets[name] = tokenise(found, tokenizer, length, count * 6 // domains if own else count, name)
+            sets[name] = tokenise(found, tokenizer, length, max(1, count * 6 // domains) if own else count, name)
             notes += [f"{name} text: {note}" for note in sets[name].notes]
             stage.advance(note=name)
     size = _vocabulary(checkpoint)
     worst = max(int(tokens.ids.max()) for tokens in sets.values())
     if size is not None and worst >= size:
-        from optiq.errors import ModelError
-
         raise ModelError(
             f"{checkpoint.path}: the tokenizer gives id {worst}, the model has {size} embeddings; the two do not belong together."
         )
@@ -121,10 +162,16 @@ def _own_text(checkpoint: Checkpoint, name: str, count: int, length: int) -> Tok
 
 
 def _context(checkpoint: Checkpoint) -> int:
-    config = checkpoint.config.get("text_config", checkpoint.config)
-    return int(config.get("max_position_embeddings") or 1 << 30)
+    return _positive(checkpoint, "max_position_embeddings") or 1 << 30
 
 
 def _vocabulary(checkpoint: Checkpoint) -> int | None:
-    size = checkpoint.config.get("text_config", checkpoint.config).get("vocab_size")
-    return int(size) if size else None
+    return _positive(checkpoint, "vocab_size")
+
+
+def _positive(checkpoint: Checkpoint, key: str) -> int | None:
+    """A number of the config, None where it says nothing."""
+    value = checkpoint.text_config.get(key)
+    if value is not None and not isinstance(value, int | float):
+        raise ModelError(f"{checkpoint.path / 'config.json'}: {key} is {value!r}, expected a number; download it again.")
+    return int(value) if value else None

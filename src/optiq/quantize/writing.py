@@ -89,7 +89,7 @@ def _measured(job: Job, result: Result, out: Path) -> dict[str, Any]:
     """KL on the score set, of the directory as it was written."""
     assert job.text is not None
     score = job.text.score
-    figures = stages.saved(result.task.path / "score.json", lambda: stages.measure(job, out, score).summary())
+    figures = stages.measured(job, result.task, out, score)
     figures.pop("schema", None)
     named = "uniform_4bit" if job.reference is not job.source else "bf16"
     return {"set": "score", "reference": named, **figures, **result.receipts}

@@ -87,13 +87,19 @@ def _parse(content: str, name: str) -> list[Sample]:
 def _sample(line: str, where: str, name: str) -> Sample:
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError:
+        raise InputError(f"{where}: not valid JSON (nested too deeply)") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: half of a surrogate pair, which is no text; write the character itself") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: a {type(row).__name__}; expected an object with 'text' or 'messages'")
     text, messages, tools = row.get("text"), row.get("messages"), row.get("tools")
     if (text is None) == (messages is None):
-        raise InputError(f"{where}: {'both' if text is not None else 'neither'} 'text' and 'messages'; give exactly one of them")
+        found = "both 'text' and" if text is not None else "neither 'text' nor"
+        raise InputError(f"{where}: {found} 'messages'; give exactly one of them")
     if text is not None and not (isinstance(text, str) and text.strip()):
         raise InputError(f"{where}: 'text' is empty or not a string")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
