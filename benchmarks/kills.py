@@ -4,7 +4,8 @@
 
 One conversion runs to its end; its time and the hash of every file are the baseline. Each trial starts with nothing on
 disk, kills the process group (SIGKILL) at a seeded random moment, checks that the output is absent or whole, runs the
-same command again and compares every file. Out: `results/kills.json`.
+same command again and compares every file. The trials so far are kept, so that this script can be interrupted too.
+Out: `results/kills.json`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import ours
 from harness import Bar
 
+from optiq import files
+
 WORK = harness.BUILD / "kills"
+STATE = WORK / "trials.json"
 OPTIONS = (
     "--target-bpw",
     5.0,
@@ -84,7 +89,8 @@ def trial(moment: float, expected: dict[str, str]) -> dict[str, Any]:
     half = out.exists() and bool(differences(expected, out))
     left = sorted(str(path.relative_to(folder)) for path in folder.iterdir())
     start = time.perf_counter()
-    harness.run(command(out), WORK / "resumed.log")
+    if not out.exists():  # a kill after the result was published leaves nothing to resume
+        harness.run(command(out), WORK / "resumed.log")
     return {
         "killed_after_s": round(moment, 2),
         "killed": killed,
@@ -97,19 +103,31 @@ def trial(moment: float, expected: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def started(seed: int) -> dict[str, Any]:
+    """The uninterrupted conversion and the trials so far, of these sources and options; begun anew where they changed."""
+    key = {"sources": ours.sources_digest(ours.CONVERTING), "options": [str(word) for word in OPTIONS], "seed": seed}
+    if STATE.exists() and (state := files.read_json(STATE, "trials"))["key"] == key:
+        return state
+    whole = harness.run(command(start_clean(WORK / "whole")), WORK / "whole.log")
+    return {"schema": 1, "key": key, "whole_seconds": whole.seconds, "trials": []}
+
+
 def main() -> None:
     """Run the trials and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    out = start_clean(WORK / "whole")
-    whole = harness.run(command(out), WORK / "whole.log")
-    expected = harness.tree_digest(out)
+    state = started(args.seed)
+    expected = harness.tree_digest(WORK / "whole" / "converted")
     rng = random.Random(args.seed)
-    trials: list[dict[str, Any]] = []
-    while sum(row["killed"] for row in trials) < args.trials and len(trials) < 2 * args.trials:
-        trials.append(trial(rng.uniform(0.02, 0.98) * whole.seconds, expected))
+    trials: list[dict[str, Any]] = state["trials"]
+    moments = [rng.uniform(0.02, 0.98) * state["whole_seconds"] for _ in range(2 * args.trials)]
+    for moment in moments[len(trials) :]:
+        if sum(row["killed"] for row in trials) >= args.trials:
+            break
+        trials.append(trial(moment, expected))
+        files.write_json(STATE, state)
         print(f"{len(trials):3} {trials[-1]}", flush=True)
     counted = [row for row in trials if row["killed"]]
     same = [row for row in counted if not row["different_files"] and not row["half_written_output"]]
@@ -120,9 +138,9 @@ def main() -> None:
         unit="",
         bar=float(args.trials),
         direction=">=",
-        baseline=f"of {len(counted)} kills; uninterrupted {whole.seconds:.0f} s",
+        baseline=f"of {len(counted)} kills; uninterrupted {state['whole_seconds']:.0f} s",
     )
-    raw = {"seed": args.seed, "whole_seconds": round(whole.seconds, 1), "files": expected, "trials": trials}
+    raw = {"seed": args.seed, "whole_seconds": round(state["whole_seconds"], 1), "files": expected, "trials": trials}
     harness.write_result("kills", [bar], raw)
 
 

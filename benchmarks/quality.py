@@ -1,6 +1,6 @@
 """KL per byte: ours against every peer at the peer's own bytes, on text that no choice has seen.
 
-    python benchmarks/quality.py [--only GLOB] [--no-ablation] [--rows 20] [--samples 24]
+    python benchmarks/quality.py [--only GLOB] [--no-ablation] [--rows 12] [--samples 24]
 
 For each arm that `peers.py` builds, `optiq convert --like ARM` makes ours of the same bytes; both are measured on the
 *score* set with dequantized weights and float32 activations (`optiq.measure.divergence`; `referee.py`, stock mlx-lm
@@ -120,7 +120,7 @@ def main() -> None:
     """Measure the arms, the ablation and the round trip; write the result and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="*", help="arms to measure, a glob; a part is printed and not written")
-    parser.add_argument("--rows", type=int, default=20, help="documents of 512 tokens per domain")
+    parser.add_argument("--rows", type=int, default=12, help="documents of 512 tokens per domain")
     parser.add_argument("--samples", type=int, default=24, help="mlx-optiq's --n-calibration")
     parser.add_argument("--no-ablation", action="store_true", help="leave the stages out (nothing is written)")
     args = parser.parse_args()
@@ -139,7 +139,8 @@ def main() -> None:
     stage_bars, stages = ablation.measure(args.rows)
     bars += [*stage_bars, ours.round_trip(ours.WORK / f"ours-{REFEREE_ARM}", score.ids[:2])]
     text = {"set": "score", "documents": len(score.ids), "tokens": int(np.size(score.ids)), "sha256": score.sha256}
-    harness.write_result("quality", bars, {"text": text, "arms": raw, "ablation": stages, "referee": refereed(score)})
+    about = {"text": text, "ours_options": " ".join(map(str, ours.CALIBRATION))}
+    harness.write_result("quality", bars, about | {"arms": raw, "ablation": stages, "referee": refereed(score)})
     draw(raw, harness.PICTURES / "kl_over_bytes")
 
 

@@ -1,6 +1,6 @@
 """The `fisher` prediction against the truth: one tensor at a time rounded, the KL measured.
 
-    python benchmarks/sensitivity.py [--rows 6]
+    python benchmarks/sensitivity.py [--rows 2]
 
 Predictions come from one gradient pass over the calibration text; each tensor of the embedded model is then rounded to
 nearest (3 and 4 bits, groups of 64) alone, and the KL measured on *dev*, text that the pass did not see. Bars: rank
@@ -31,7 +31,7 @@ from optiq.quantize.encoders import ENCODERS
 
 WORK = harness.BUILD / "sensitivity"
 WIDTHS, GROUP_SIZE = (4, 3), 64
-CALIBRATION_ROWS = 40  # per domain, the default
+CALIBRATION_ROWS = 12  # per domain
 LEAST_TENSORS = 40
 LEAST_RANK, MOST_FACTOR, MOST_SHARE = 0.9, 1.5, 1 / 20
 
@@ -128,7 +128,7 @@ def operations(stream: Stream, tokens: int) -> tuple[Bar, dict[str, float]]:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=6, help="dev rows of 512 tokens per domain")
+    parser.add_argument("--rows", type=int, default=2, help="dev rows of 512 tokens per domain")
     args = parser.parse_args()
     stream, rows = pairs(args.rows)
     bars = [bar for bits in WIDTHS for bar in agreement(rows, bits)]

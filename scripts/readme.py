@@ -59,6 +59,7 @@ def quality() -> str:
     if found is None:
         return missing("quality")
     text, host = found["raw"]["text"], found["machine"]
+    options = f"Ours with `{found['raw']['ours_options']}`. " if found["raw"].get("ours_options") else ""
     lines = [
         "| peer | bpw | bytes, peer / ours | KL of the peer | KL of ours | ours / peer (95 %) | top-1, peer / ours |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -81,7 +82,7 @@ def quality() -> str:
         f"{text['tokens']:,} tokens of {text['documents']} held-out documents (the *score* set), float32 arithmetic on "
         "dequantized weights; "
         "bytes are those of `model*.safetensors`; intervals are paired 95 % bootstraps over documents. "
-        f"mlx {host['mlx']}, mlx-lm {host['mlx_lm']}, {found['date'][:10]}.",
+        f"{options}mlx {host['mlx']}, mlx-lm {host['mlx_lm']}, {found['date'][:10]}.",
     ]
     return "\n".join(lines) + "\n"
 
