@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def measure(layers: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure both depths and write the result."""
-    runs = [measure(layers) for layers in LAYERS]
+    with ThreadPoolExecutor(len(LAYERS)) as pool:  # each conversion is a process of its own with a peak of its own
+        runs = list(pool.map(measure, LAYERS))
     shallow, deep = runs
     baseline = f"checkpoint {deep['checkpoint_bytes'] / 1e9:.2f} GB, {deep['layers']} layers"
     bars = [

@@ -20,6 +20,7 @@ import numpy as np
 from optiq import files
 from optiq.events import QUIET, Events
 from optiq.kernels.affine import Coded
+from optiq.kernels.memory import trim
 from optiq.measure import walk
 from optiq.measure.damage import damages, sampled_rows
 from optiq.measure.divergence import kl
@@ -106,6 +107,8 @@ def static(stream: Stream, candidates: Candidates, events: Events = QUIET) -> li
             weight = _weight(stream, tensor)
             found = tuple(_static(tensor, stream, weight, option, candidates.encode) for option in options)
             items.append(Item(tensor.name, tensor.kind, tensor.shape, options, found))
+            del weight
+            trim()
             stage.advance(note=tensor.name)
     return items
 

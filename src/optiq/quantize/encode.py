@@ -18,6 +18,7 @@ import numpy as np
 
 from optiq.events import QUIET, Events
 from optiq.kernels.affine import Coded, unpack
+from optiq.kernels.memory import trim
 from optiq.measure import walk
 from optiq.measure.hidden import HiddenStore
 from optiq.measure.inputs import InputMoments
@@ -200,6 +201,8 @@ def _store(job: Encoding, tensor: Tensor, gram: mx.array | None, dev: mx.array |
         if plain_objective < objective:
             name, packed = "rtn", plain
     write_safetensors(job.file(tensor), packed, {"encoder": name})
+    del weight, packed
+    trim()
 
 
 def _packed(
