@@ -17,6 +17,7 @@ import mlx.core as mx
 from optiq import files
 from optiq.errors import InputError
 from optiq.events import QUIET, Events
+from optiq.kernels.memory import trim
 from optiq.measure import sensitivity
 from optiq.measure.statistics import Statistics
 from optiq.models import directory
@@ -118,6 +119,7 @@ def solve(job: Job, items: list[Item], layout: directory.Layout) -> Plan:
     budget = job.settings.budget.quantized_bytes(params, layout.fixed_bytes, layout.header_bytes())
     with job.events.stage("plan"):
         plan = allocate(items, budget)
+    trim()  # the solver's memory would otherwise lie under the peak of what follows
     job.events.info(f"plan: {plan.bpw:.3f} bits per weight, {files.size_text(plan.bytes)} of {files.size_text(budget)}")
     return plan
 
