@@ -122,7 +122,7 @@ def test_examples_of_help_pages_parse(command: str) -> None:
 def test_examples_of_pages_parse(page: Path) -> None:
     for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         for words in _commands(block):
-            script.parser_of(words[1]).parse_args(words[2:])
+            assert script.parser_of(words[1]).parse_args(words[2:]) is not None
 
 
 def _commands(text: str) -> list[list[str]]:

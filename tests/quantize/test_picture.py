@@ -64,6 +64,7 @@ def test_deep_models_and_empty_ones_draw(tmp_path: Path) -> None:
     deep: dict[str, dict[int | None, int]] = {"q_proj": {layer: 2 + layer % 3 for layer in range(80)}}
     picture.bits_over_depth(tmp_path / "deep.png", deep, "80 layers")
     picture.inspection(tmp_path / "none.png", {}, [], "nothing quantizable")
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("deep.png", "none.png"))
 
 
 def test_comparison_needs_a_point_above_zero(tmp_path: Path) -> None:

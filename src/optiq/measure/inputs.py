@@ -14,25 +14,18 @@ import mlx.nn as nn
 import numpy as np
 
 from optiq.measure.moments import Moments
+from optiq.models.stream import StandIn
 from optiq.models.topology import Tensor
 
 TokenWeights = Mapping[str, np.ndarray]
 
 
-class _InputProbe:
+class _InputProbe(StandIn):
     """Stands in a module's place and adds up what goes into it."""
 
     def __init__(self, tensor: Tensor, module: nn.Module, grams: InputMoments):
-        self._tensor, self._module, self._grams = tensor, module, grams
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._module[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._module
+        super().__init__(module)
+        self._tensor, self._grams = tensor, grams
 
     def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         y = self._module(x, *args, **kwargs)

@@ -22,6 +22,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from optiq.models.stream import StandIn
 from optiq.models.topology import Tensor
 
 
@@ -104,21 +105,13 @@ class Sink:
         self.moments(tensor, "product").add(squares.sum((0, 2)), _flat(inner), weights)
 
 
-class Probe:
+class Probe(StandIn):
     """Stands in a module's place, computes what it computes, and tells a sink what went in and which gradient came back."""
 
     def __init__(self, tensor: Tensor, module: nn.Module, sink: Sink):
-        self._tensor, self._module, self._sink = tensor, module, sink
+        super().__init__(module)
+        self._tensor, self._sink = tensor, sink
         self.offset: mx.array | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._module[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._module
 
     def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         tensor, sink = self._tensor, self._sink

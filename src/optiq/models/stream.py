@@ -53,6 +53,22 @@ class _Tap:
         return getattr(self._block, name)
 
 
+class StandIn:
+    """Takes a module's place under `Stream.wrap`; everything that is not overridden is asked of the module."""
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._module[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._module
+
+
 class Stream:
     """A checkpoint as front, blocks and tail.
 

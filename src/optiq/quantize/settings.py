@@ -11,9 +11,10 @@ from optiq.measure.sensitivity import METHODS
 from optiq.plan.budget import Budget
 from optiq.plan.options import Keep
 from optiq.plan.types import UNQUANTIZED_BITS
+from optiq.quantize.encoders import ENCODERS
 
 REFERENCES = ("auto", "bf16", "uniform_4bit")
-ENCODER_NAMES = ("rtn", "search", "gptq")
+ENCODER_NAMES = ENCODERS.names()
 
 
 @dataclass(frozen=True)
