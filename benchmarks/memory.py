@@ -44,7 +44,7 @@ def checkpoint(layers: int) -> Path:
 
 def measure(layers: int) -> dict[str, Any]:
     """Convert one checkpoint in a process of its own and read its peak."""
-    model, out = checkpoint(layers), WORK / f"converted-{layers}"
+    model, out = WORK / f"random-0.8B-{layers}", WORK / f"converted-{layers}"
     shutil.rmtree(out, ignore_errors=True)
     command = harness.command("convert", model, *OPTIONS, "-o", out)
     done = harness.run(command, WORK / f"converted-{layers}.log")
@@ -61,6 +61,8 @@ def measure(layers: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure both depths and write the result."""
+    for layers in LAYERS:
+        checkpoint(layers)
     with ThreadPoolExecutor(len(LAYERS)) as pool:  # each conversion is a process of its own with a peak of its own
         runs = list(pool.map(measure, LAYERS))
     shallow, deep = runs

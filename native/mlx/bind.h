@@ -1,0 +1,15 @@
+// What each file of bindings adds to the extension module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+namespace optiq {
+
+void bind_quantized(nanobind::module_& module);
+
+}  // namespace optiq
