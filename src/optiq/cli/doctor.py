@@ -46,6 +46,32 @@ error = float(np.abs(np.array(c[:8]) - exact).max() / np.abs(exact).max())
 print(json.dumps({"gflops": 2 * n * k * m / best / 1e9, "error": error, "device": str(mx.default_device())}))
 """
 
+QUANTIZED_SHAPE = (8192, 2048)  # weight rows and columns: beyond the second-level cache of every core, quick to make
+_QUANTIZED_PROBE = """
+import json, sys, time
+import optiq
+import mlx.core as mx
+import numpy as np
+from optiq.kernels.quantized import quantized_matmul
+rows, columns, repeats = map(int, sys.argv[1:])
+rng = np.random.default_rng(0)
+codes = mx.array(rng.integers(0, 2**32, (rows, columns // 8), dtype=np.uint32))
+scales = mx.array(rng.standard_normal((rows, columns // 64)).astype(np.float32))
+biases, x = -7.5 * scales, mx.array(rng.standard_normal((1, columns)).astype(np.float32))
+mx.eval(codes, scales, biases, x)
+best = float("inf")
+for _ in range(repeats):
+    start = time.perf_counter()
+    y = quantized_matmul(x, codes, scales, biases, group_size=64, bits=4)
+    mx.eval(y)
+    best = min(best, time.perf_counter() - start)
+some = slice(0, 64)
+dense = np.array(mx.dequantize(codes[some], scales[some], biases[some], 64, 4)).astype(np.float64)
+exact = np.array(x).astype(np.float64) @ dense.T
+error = float(np.abs(np.array(y[:, some]) - exact).max() / np.abs(exact).max())
+print(json.dumps({"ms": best * 1e3, "gb_s": (codes.nbytes + scales.nbytes + biases.nbytes) / best / 1e9, "error": error}))
+"""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -66,10 +92,10 @@ def run(args: argparse.Namespace, events: Events) -> int:
     """Print every check; exit code 2 if one fails."""
     from optiq.cli.output import show
 
-    checks = [_python(), *_mlx(), _mlx_lm(), _blas()]
+    checks = [_python(), *_mlx(), _mlx_lm(), _blas(), _kernels()]
     if not args.no_measure and all(check.status != "fail" for check in checks):
         with events.stage("measure matrix products"):
-            checks.append(_speed())
+            checks += [_speed(), *_kernel_speed()]
     checks += [_disk(), _hub()]
     marks = {"ok": "✓", "warn": "!", "fail": "✗"}
     width = max(len(check.name) for check in checks)
@@ -129,6 +155,44 @@ def _blas() -> Check:
     return Check("blas", "ok", f"{choice.name}: {choice.reason}{used}")
 
 
+def _kernels() -> Check:
+    from optiq.errors import OptiqError
+    from optiq.kernels import native
+
+    try:
+        choice = native.choice()
+    except OptiqError as error:
+        return Check("kernels", "fail", str(error), "unset OPTIQ_KERNELS")
+    if choice.name == "native":
+        return Check("kernels", "ok", f"native, {choice.level} ({choice.reason}), {choice.threads} threads")
+    if choice.name == "stock":
+        return Check("kernels", "ok", f"MLX's own: {choice.reason}")
+    return Check("kernels", "warn", f"definitions alone, slow: {choice.reason}", "see docs/conventions.md, \"Native parts\"")
+
+
+def _kernel_speed() -> list[Check]:
+    """A 4-bit product for one token with the chosen kernels and with the definition."""
+    from optiq.kernels import native
+
+    if native.module() is None:
+        return []
+    rows, columns = QUANTIZED_SHAPE
+    times = {}
+    for name, mode in (("native", os.environ.get("OPTIQ_KERNELS") or "auto"), ("reference", "reference")):
+        done = _probe({"OPTIQ_KERNELS": mode}, _QUANTIZED_PROBE, QUANTIZED_SHAPE)
+        if "problem" in done:
+            return [Check("4-bit speed", "fail", f"{name}: {done['problem']}", "set OPTIQ_KERNELS=reference and report it")]
+        times[name] = done
+    error = times["native"]["error"]
+    text = (
+        f"4-bit {rows}x{columns} by one row: {times['native']['ms']:.2f} ms ({times['native']['gb_s']:.1f} GB/s), "
+        f"{times['reference']['ms']:.0f} ms by definition"
+    )
+    if error > 1e-4:
+        return [Check("4-bit speed", "fail", f"{text}, but wrong by {error:.1e}", "set OPTIQ_KERNELS=reference and report it")]
+    return [Check("4-bit speed", "ok", text)]
+
+
 def _speed() -> Check:
     """Float32 products with what `preload` chose, and with the bundled BLAS where that is another one."""
     from optiq.kernels.blas import preload
@@ -150,9 +214,9 @@ def _speed() -> Check:
     return Check("speed", "ok", text)
 
 
-def _probe(environment: dict[str, str]) -> dict[str, float]:
-    """Run the measurement in a fresh interpreter; its numbers, or {"problem": text}."""
-    command = [sys.executable, "-c", _PROBE, *map(str, (*PROBE_SHAPE, PROBE_REPEATS))]
+def _probe(environment: dict[str, str], code: str = _PROBE, shape: tuple[int, ...] = PROBE_SHAPE) -> dict[str, float]:
+    """Run a measurement in a fresh interpreter; its numbers, or {"problem": text}."""
+    command = [sys.executable, "-c", code, *map(str, (*shape, PROBE_REPEATS))]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         return {"problem": (done.stderr.strip().splitlines() or ["no message"])[-1]}  # type: ignore[dict-item]
