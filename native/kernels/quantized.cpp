@@ -217,8 +217,14 @@ void dequantize(const Coded& w, int64_t row, void* out, Float type) {
     });
 }
 
+void swiglu(float* gate, const float* up, int64_t count) {
+    int64_t k = 0;
+    for (; k + kLanes <= count; k += kLanes) store(gate + k, silu(load(gate + k)) * load(up + k));
+    if (const int rest = int(count - k)) store_part(gate + k, silu(load_part(gate + k, rest)) * load_part(up + k, rest), rest);
+}
+
 }  // namespace
 
-const QuantizedKernels quantized_table{prepare, product, dequantize};
+const QuantizedKernels quantized_table{prepare, product, dequantize, swiglu};
 
 }  // namespace optiq::OPTIQ_LEVEL

@@ -50,6 +50,8 @@ struct QuantizedKernels {
                     int64_t stride);
     // The dense values of one row, columns [0, w.columns), in `type`.
     void (*dequantize)(const Coded& w, int64_t row, void* out, Float type);
+    // gate[k] = silu(gate[k]) up[k]: what stands between the products of a gated MLP.
+    void (*swiglu)(float* gate, const float* up, int64_t count);
 };
 
 OPTIQ_FAMILY(QuantizedKernels, quantized)

@@ -1,0 +1,154 @@
+// Several products in one operation, for the few rows of a decoding step: projections of the same x, and a gated MLP.
+//
+// A token passes some hundred products that take tens of microseconds each; one operation for those that belong together
+// quantizes the activations once and wakes the pool once.
+
+#include <algorithm>
+
+#include "core/pool.h"
+#include "core/scratch.h"
+#include "kernels/quantized.h"
+#include "mlx/bind.h"
+#include "mlx/op.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace optiq {
+namespace {
+
+constexpr int64_t kRows = 16;
+constexpr int64_t kTaskBytes = 32 * 1024;
+
+// One coded weight as Python hands it over: codes, scales, biases, group size, bits.
+using Weight = std::tuple<mx::array, mx::array, mx::array, int, int>;
+
+Coded coded(const Arrays& in, size_t at, int group, int bits) {
+    const mx::array &codes = in[at], &scales = in[at + 1], &biases = in[at + 2];
+    return {data<uint8_t>(codes), data(scales), data(biases), float_of(scales), bits, group,
+            int64_t(codes.shape(0)), int64_t(codes.shape(1)) * 32 / bits};
+}
+
+// The rows of x as quantized().product wants them, once per group size.
+class Prepared {
+  public:
+    Prepared(const void* x, Float type, int64_t rows, int64_t columns, const std::vector<int>& groups)
+        : scratch_(bytes(rows, columns, groups)) {
+        float* next = scratch_.as<float>();
+        for (const int group : groups) {
+            if (at_[group / 64]) continue;
+            at_[group / 64] = next;
+            for (int64_t m = 0; m < rows; m++, next += prepared_floats(columns, group))
+                quantized().prepare(static_cast<const char*>(x) + m * columns * float_bytes(type), type, columns, group, next);
+        }
+    }
+
+    const float* operator[](int group) const { return at_[group / 64]; }
+
+  private:
+    static size_t bytes(int64_t rows, int64_t columns, const std::vector<int>& groups) {
+        int64_t floats = 0;
+        for (const int group : {32, 64, 128})
+            if (std::find(groups.begin(), groups.end(), group) != groups.end()) floats += rows * prepared_floats(columns, group);
+        return size_t(floats) * 4;
+    }
+
+    Scratch scratch_;
+    float* at_[3] = {};  // by group / 64: 32, 64, 128
+};
+
+// Output rows per task, by the bytes of codes alone.
+int64_t task_rows(const Coded& w) { return std::max<int64_t>(1, kTaskBytes / w.row_bytes()); }
+
+void append(Arrays& inputs, const Weight& weight) {
+    inputs.push_back(dense(std::get<0>(weight)));
+    inputs.push_back(dense(std::get<1>(weight)));
+    inputs.push_back(dense(std::get<2>(weight)));
+}
+
+std::vector<mx::array> project(const mx::array& x, const std::vector<Weight>& weights) {
+    const int64_t rows = int64_t(x.size()) / x.shape(-1);
+    if (rows > kRows) throw std::invalid_argument("project takes at most 16 rows");
+    Arrays inputs{dense(x)};
+    std::vector<mx::Shape> shapes;
+    std::vector<int> groups, bits;
+    for (const auto& weight : weights) {
+        append(inputs, weight);
+        groups.push_back(std::get<3>(weight));
+        bits.push_back(std::get<4>(weight));
+        shapes.push_back(x.shape());
+        shapes.back().back() = std::get<0>(weight).shape(0);
+    }
+    const auto run = [=](const Arrays& in, Arrays& out) {
+        const Float type = float_of(in[0]);
+        const Prepared prepared(data(in[0]), type, rows, in[0].shape(-1), groups);
+        struct Part {
+            Coded w;
+            void* y;
+            int64_t first_task;
+        };
+        std::vector<Part> parts;
+        int64_t tasks = 0;
+        for (size_t i = 0; i < groups.size(); i++) {
+            const Coded w = coded(in, 1 + 3 * i, groups[i], bits[i]);
+            parts.push_back({w, data(out[i]), tasks});
+            tasks += (w.rows + task_rows(w) - 1) / task_rows(w);
+        }
+        parallel(tasks, [&](int64_t task) {
+            size_t i = parts.size() - 1;
+            while (parts[i].first_task > task) i--;
+            const Part& part = parts[i];
+            const int64_t step = task_rows(part.w), first = (task - part.first_task) * step;
+            quantized().product(part.w, first, std::min(part.w.rows, first + step), prepared[part.w.group], rows, part.y, type,
+                                part.w.rows);
+        });
+    };
+    return make(shapes, std::vector<mx::Dtype>(shapes.size(), x.dtype()), std::make_shared<Op>(cpu_stream(), "OptiqProject", run),
+                std::move(inputs));
+}
+
+mx::array mlp(const mx::array& x, const Weight& gate, const Weight& up, const Weight& down) {
+    const int64_t rows = int64_t(x.size()) / x.shape(-1);
+    if (rows > kRows) throw std::invalid_argument("mlp takes at most 16 rows");
+    Arrays inputs{dense(x)};
+    std::vector<int> groups, bits;
+    for (const auto* weight : {&gate, &up, &down}) {
+        append(inputs, *weight);
+        groups.push_back(std::get<3>(*weight));
+        bits.push_back(std::get<4>(*weight));
+    }
+    const auto run = [=](const Arrays& in, Arrays& out) {
+        const Float type = float_of(in[0]);
+        const Coded g = coded(in, 1, groups[0], bits[0]), u = coded(in, 4, groups[1], bits[1]), d = coded(in, 7, groups[2], bits[2]);
+        const Prepared prepared(data(in[0]), type, rows, in[0].shape(-1), {groups[0], groups[1]});
+        Scratch scratch(size_t(2 * rows * g.rows) * 4);
+        float *hidden = scratch.as<float>(), *other = hidden + rows * g.rows;
+        const int64_t step = task_rows(g) / 2 + 1;
+        parallel((g.rows + step - 1) / step, [&](int64_t task) {
+            const int64_t first = task * step, last = std::min(g.rows, first + step);
+            quantized().product(g, first, last, prepared[g.group], rows, hidden, Float::f32, g.rows);
+            quantized().product(u, first, last, prepared[u.group], rows, other, Float::f32, u.rows);
+            for (int64_t m = 0; m < rows; m++)
+                quantized().swiglu(hidden + m * g.rows + first, other + m * g.rows + first, last - first);
+        });
+        const Prepared middle(hidden, Float::f32, rows, d.columns, {d.group});
+        const int64_t down_step = task_rows(d);
+        parallel((d.rows + down_step - 1) / down_step, [&](int64_t task) {
+            quantized().product(d, task * down_step, std::min(d.rows, (task + 1) * down_step), middle[d.group], rows,
+                                data(out[0]), type, d.rows);
+        });
+    };
+    auto shape = x.shape();
+    shape.back() = std::get<0>(down).shape(0);
+    return make_one(shape, x.dtype(), std::make_shared<Op>(cpu_stream(), "OptiqMlp", run), std::move(inputs));
+}
+
+}  // namespace
+
+void bind_fused(nb::module_& m) {
+    m.def("project", &project, "x"_a, "weights"_a,
+          "x [..., I], at most 16 rows, by several (codes, scales, biases, group_size, bits): one [..., O] each.");
+    m.def("mlp", &mlp, "x"_a, "gate"_a, "up"_a, "down"_a, "down(silu(gate x) * up x) for at most 16 rows.");
+}
+
+}  // namespace optiq
