@@ -21,15 +21,28 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
+    from optiq.generate.options import Plan
+
+    plan = Plan()
     parser.add_argument("model", metavar="MODEL", help="a model directory or a hub id")
     parser.add_argument(
-        "--prompt-lengths", type=_lengths, default="128,512", metavar="N,N", help="tokens of the random prompts, by comma"
+        "--prompt-lengths",
+        type=_lengths,
+        default=_by_comma(plan.prompt_lengths),
+        metavar="N,N",
+        help="tokens of the random prompts, by comma",
     )
     parser.add_argument(
-        "--generate-lengths", type=_lengths, default="32", metavar="N,N", help="tokens generated after each, by comma"
+        "--generate-lengths",
+        type=_lengths,
+        default=_by_comma(plan.generate_lengths),
+        metavar="N,N",
+        help="tokens generated after each, by comma",
     )
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements per row; medians are shown")
-    parser.add_argument("--prefill-chunk", type=int, default=512, metavar="N", help="tokens of the prompt per step")
+    parser.add_argument("--repeats", type=int, default=plan.repeats, metavar="N", help="measurements per row; medians are shown")
+    parser.add_argument(
+        "--prefill-chunk", type=int, default=plan.prefill_chunk, metavar="N", help="tokens of the prompt per step"
+    )
     parser.add_argument("--save", metavar="FILE", help="keep the result as JSON")
     parser.add_argument("--compare", nargs="+", default=[], metavar="FILE", help="earlier results: now / then, row by row")
 
@@ -38,7 +51,8 @@ def run(args: argparse.Namespace, events: Events) -> int:
     """Measure, keep, compare, print."""
     from optiq.cli.output import show
     from optiq.files import write_json
-    from optiq.generate.bench import KIND, SCHEMA, Plan, compare, machine, measure, read_result, weight_bytes
+    from optiq.generate.bench import KIND, SCHEMA, compare, machine, measure, read_result, weight_bytes
+    from optiq.generate.options import Plan
     from optiq.models.generation import text_config
     from optiq.models.hub import resolve
     from optiq.models.load import load_modules
@@ -123,6 +137,10 @@ def _lengths(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers by comma, for instance 128,512") from None
+
+
+def _by_comma(values: Sequence[int]) -> str:
+    return ",".join(map(str, values))
 
 
 def _today() -> str:

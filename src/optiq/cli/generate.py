@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,8 @@ from optiq.events import Events
 
 if TYPE_CHECKING:
     from optiq.generate.conversation import Conversation, Prompt
-    from optiq.generate.decode import Context, Options, Statistics
+    from optiq.generate.decode import Context, Statistics
+    from optiq.generate.options import Options
     from optiq.generate.sampling import Resolved
 
 EXAMPLE = """\
@@ -24,6 +27,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
+    from optiq.generate.options import MAX_TOKENS, PREFILL_CHUNK
     from optiq.generate.sampling import SETTINGS
 
     parser.add_argument("model", metavar="MODEL", help="a model directory or a hub id")
@@ -31,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--prompt", metavar="TEXT", help="what to answer; without it the text comes from stdin")
     source.add_argument("--chat", action="store_true", help="a conversation: one message per line, until Ctrl-D")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
-    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="at most so many tokens per reply")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="at most so many tokens per reply")
     for setting in SETTINGS:
         kind = int if setting.whole else float
         parser.add_argument(setting.flag, dest=setting.name, type=kind, default=None, metavar="X", help=setting.help)
@@ -44,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="continue the text as it stands, without the chat template")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
-    parser.add_argument("--prefill-chunk", type=int, default=512, metavar="N", help="tokens of the prompt per step")
+    parser.add_argument("--prefill-chunk", type=int, default=PREFILL_CHUNK, metavar="N", help="tokens of the prompt per step")
 
 
 def run(args: argparse.Namespace, events: Events) -> int:
     """Check, load, then one reply or a conversation."""
     from optiq.errors import InputError
-    from optiq.generate.decode import Options
+    from optiq.generate.options import Options
     from optiq.generate.sampling import check
 
     check(vars(args))
@@ -73,20 +77,26 @@ def _text_of(args: argparse.Namespace) -> str:
 
     if args.prompt is None and sys.stdin.isatty():
         raise InputError("no prompt; give --prompt TEXT, --chat, or a text on stdin")
-    text: str = _read_all() if args.prompt is None else args.prompt
+    text = "".join(_lines()) if args.prompt is None else _utf8(args.prompt.encode(errors="surrogateescape"), "--prompt")
     if not text.strip():
         where = "on stdin" if args.prompt is None else "in --prompt"
         raise InputError(f"the prompt is empty ({len(text)} characters {where}), expected a text")
     return text
 
 
-def _read_all() -> str:
+def _lines() -> Iterator[str]:
+    """Lines of stdin, ends included, as UTF-8 whatever the locale says."""
+    for line in sys.stdin.buffer:
+        yield _utf8(line, "stdin")
+
+
+def _utf8(data: bytes, where: str) -> str:
     from optiq.errors import InputError
 
     try:
-        return sys.stdin.read()
+        return data.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not UTF-8 text (byte {error.start}); expected a text as prompt") from None
+        raise InputError(f"{where} is not UTF-8 text (byte {data[error.start]:#04x}), expected UTF-8") from None
 
 
 class _Session:
@@ -132,18 +142,19 @@ class _Session:
         live = sys.stdin.isatty()
         if live:
             self._events.info("Ctrl-C stops a reply, Ctrl-D ends the conversation")
-        while (line := _message(live)) is not None:
+        lines = _lines()
+        while (line := _typed() if live else next(lines, None)) is not None:
             if not line.strip():
                 continue
             try:
-                prompt = conversation.ask(line)
+                prompt = conversation.ask(line.strip())
             except OptiqError as error:
                 if not live:
                     raise
                 self._events.error(error.kind, str(error))
                 continue
             reply = self._reply(prompt, stoppable=True)
-            conversation.answered(line, reply, prompt)
+            conversation.answered(line.strip(), reply, prompt)
         return 0
 
     def _conversation(self) -> Conversation:
@@ -161,7 +172,9 @@ class _Session:
         from optiq.generate.presets import preset
         from optiq.generate.sampling import resolve
 
-        settings = resolve(vars(self._args), preset(self._family, prompt.thinking), self._config, self._seed)
+        # Presets are for the two modes of a conversation; a text that is continued as it stands has no mode.
+        family = {} if self._args.raw else preset(self._family, prompt.thinking)
+        settings = resolve(vars(self._args), family, self._config, self._seed)
         self._say_settings(settings, prompt)
         if self._length is not None and len(prompt.ids) > self._length:
             self._events.warn(f"the prompt has {len(prompt.ids)} tokens, this model was made for {self._length}: expect nonsense")
@@ -170,9 +183,10 @@ class _Session:
         try:
             self._read(reply, len(prompt.ids))
             self._show(prompt.opening)
-            for piece in reply:
-                parts.append(piece)
-                self._show(piece)
+            with closing(iter(reply)) as pieces:  # an interrupt while it is shown has to end the generator too
+                for piece in pieces:
+                    parts.append(piece)
+                    self._show(piece)
         except KeyboardInterrupt as stop:
             # Our own subclass stands for a signal that ends the process; Ctrl-C itself stops the reply alone.
             self._finish(prompt, parts, reply.statistics, settings)
@@ -241,24 +255,17 @@ def _speed(told: Statistics) -> str:
     )
 
 
-def _message(live: bool) -> str | None:
-    """The next line of stdin without its end; None at the end. On a terminal, with a prompt and line editing."""
-    from optiq.errors import InputError
+def _typed() -> str | None:
+    """A line from the terminal, with a prompt and line editing; None at the end."""
+    import readline  # noqa: F401  (input() edits lines where it is there)
 
     while True:
         try:
-            if live:
-                import readline  # noqa: F401  (input() edits lines where it is there)
-
-                return input("> ")
-            line = sys.stdin.readline()
-            return line.rstrip("\r\n") if line else None
+            return input("> ")
         except EOFError:
             print(file=sys.stderr)
             return None
-        except UnicodeDecodeError as error:
-            raise InputError(f"stdin is not UTF-8 text (byte {error.start}); expected one message per line") from None
         except KeyboardInterrupt as stop:
-            if not live or type(stop) is not KeyboardInterrupt:
+            if type(stop) is not KeyboardInterrupt:
                 raise
             print("\n(Ctrl-D ends)", file=sys.stderr)

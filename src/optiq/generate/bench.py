@@ -18,45 +18,16 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from optiq.errors import FormatError, InputError
+from optiq.errors import FormatError
 from optiq.events import QUIET, Events
 from optiq.files import read_json
-from optiq.generate.decode import PREFILL_CHUNK, Context
+from optiq.generate.decode import Context
+from optiq.generate.options import Plan
 from optiq.models.caches import wired
 
 SCHEMA = 1
 KIND = "optiq-bench"
 RATES = ("prompt_tokens_per_s", "decode_tokens_per_s")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured: every prompt length with every generate length, so many times.
-
-    Args:
-        prompt_lengths: tokens of the prompt, each at least 1.
-        generate_lengths: tokens generated, each at least 1; the first of them belongs to the prompt's time.
-        repeats: measurements per row, at least 1.
-        prefill_chunk: tokens of the prompt per step.
-        seed: for the random tokens.
-    """
-
-    prompt_lengths: tuple[int, ...] = (128, 512)
-    generate_lengths: tuple[int, ...] = (32,)
-    repeats: int = 5
-    prefill_chunk: int = PREFILL_CHUNK
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("prompt_lengths", "generate_lengths"):
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                told = ",".join(map(str, values)) or "empty"
-                raise InputError(f"--{name.replace('_', '-')} is {told}, expected whole numbers of at least 1")
-        for name in ("repeats", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                told = getattr(self, name)
-                raise InputError(f"--{name.replace('_', '-')} is {told}, expected a whole number of at least 1")
 
 
 @dataclass

@@ -10,49 +10,23 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
 
 from optiq.errors import InputError
+from optiq.generate.options import PREFILL_CHUNK, Options
 from optiq.generate.sampler import Sampler
 from optiq.generate.sampling import Sampling
 from optiq.generate.text import Pieces, StopStrings
 from optiq.models.caches import Caches, Mark, cache_arrays, cache_bytes, can_cut, cut, make_caches, wired
 
-PREFILL_CHUNK = 512  # tokens of the prompt per step: large enough for matrix products, small enough for memory
-MAX_TOKENS = 512
 FREE_EVERY = 256  # steps between two returns of MLX's unused buffers, which grow with the cache
 
 Draw = Callable[[mx.array], mx.array]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How far and how a reply goes.
-
-    Args:
-        max_tokens: at most so many tokens, at least 1.
-        stop_ids: token ids that end it; they are not part of the text.
-        stops: strings that end it; they are not part of the text.
-        prefill_chunk: tokens of the prompt per step, at least 1.
-    """
-
-    max_tokens: int = MAX_TOKENS
-    stop_ids: frozenset[int] = frozenset()
-    stops: tuple[str, ...] = ()
-    prefill_chunk: int = PREFILL_CHUNK
-
-    def __post_init__(self) -> None:
-        for name in ("max_tokens", "prefill_chunk"):
-            if getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise InputError(f"{flag} is {getattr(self, name)}, expected a whole number of at least 1")
-        if "" in self.stops:
-            raise InputError("--stop is empty, expected a text")
 
 
 @dataclass
@@ -253,7 +227,7 @@ class Reply:
         self._context.read(self._prompt[cached:-1], self._options.prefill_chunk, progress, self._at)
         self.statistics.prompt_s = time.perf_counter() - start
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         """Text as it becomes certain, never an empty or a broken piece."""
         pieces, stops, told = Pieces(self._tokenizer), StopStrings(self._options.stops), self.statistics
         with wired():

@@ -161,7 +161,7 @@ def _from_file(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(resolved: Resolved, family: str | None, thinking: bool | None) -> str:
-    """One line: the settings that are not neutral, and where they come from."""
+    """One line: the settings that have an effect, and where they come from."""
     names = {
         "flag": "flag",
         "preset": f"preset {family}" + ("" if thinking is None else ", thinking" if thinking else ", not thinking"),
@@ -173,8 +173,16 @@ def describe(resolved: Resolved, family: str | None, thinking: bool | None) -> s
         told = [
             f"{setting.name.replace('_', ' ')} {getattr(resolved.sampling, setting.name):g}"
             for setting in SETTINGS
-            if resolved.sources[setting.name] == source
-            and (getattr(resolved.sampling, setting.name) != setting.neutral or setting.name == "temperature")
+            if resolved.sources[setting.name] == source and _matters(setting, resolved.sampling)
         ]
         parts += [f"{', '.join(told)} ({names[source]})"] if told else []
     return "sampling: " + "; ".join(parts)
+
+
+def _matters(setting: Setting, sampling: Sampling) -> bool:
+    """Whether the setting changes what is drawn; at temperature 0 the filters do not."""
+    if setting.name == "temperature":
+        return True
+    if sampling.temperature == 0 and setting.name in ("top_p", "top_k", "min_p"):
+        return False
+    return bool(getattr(sampling, setting.name) != setting.neutral)
