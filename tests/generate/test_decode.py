@@ -8,8 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-import random_models
 
+import random_models
 from optiq.errors import InputError
 from optiq.generate.decode import Context, Reply
 from optiq.generate.options import Options

@@ -51,11 +51,11 @@ def test_distributions_by_hand(settings: dict[str, Any], expected: tuple[float, 
 
 def test_draws_follow_the_distribution() -> None:
     sampler = Sampler(Sampling(temperature=1.0, top_k=3, seed=4))
-    drawn = np.array(mx.concatenate([sampler(LOGITS) for _ in range(3000)]))
+    drawn = np.array(mx.concatenate([sampler(LOGITS) for _ in range(1000)]))
     share = np.bincount(drawn, minlength=4) / len(drawn)
     assert share[0] == 0
-    # Three standard deviations of a share near 0.4 over 3000 draws are 0.027.
-    assert np.abs(share - np.array([0, 4, 2, 3]) / 9).max() < 0.03
+    # Three standard deviations of a share near 0.4 over 1000 draws are 0.047.
+    assert np.abs(share - np.array([0, 4, 2, 3]) / 9).max() < 0.05
 
 
 def test_penalties_by_hand() -> None:
