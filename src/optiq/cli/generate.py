@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT", help="what to answer; without it the text comes from stdin")
     source.add_argument("--chat", action="store_true", help="a conversation: one message per line, until Ctrl-D")
-    parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="at most so many tokens per reply")
     for setting in SETTINGS:
         kind = int if setting.whole else float
@@ -160,7 +160,7 @@ class _Session:
     def _conversation(self) -> Conversation:
         from optiq.generate.conversation import Conversation
 
-        conversation = Conversation(self._tokenizer, self._args.system, self._args.thinking)
+        conversation = Conversation(self._tokenizer, self._args.system or "", self._args.thinking)
         if self._args.thinking is not None and not conversation.has_switch:
             word = "--thinking" if self._args.thinking else "--no-thinking"
             self._events.warn(f"{word} has no effect: this model's template has no thinking switch")
