@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optiq.events import Events
 
 if TYPE_CHECKING:
     from optiq.generate.conversation import Conversation, Prompt
-    from optiq.generate.decode import Context, Statistics
+    from optiq.generate.decode import Context, Reply, Statistics
     from optiq.generate.options import Options
     from optiq.generate.sampling import Resolved
 
@@ -153,7 +153,7 @@ class _Session:
                     raise
                 self._events.error(error.kind, str(error))
                 continue
-            reply = self._reply(prompt, stoppable=True)
+            reply = self._reply(prompt, chat=True)
             conversation.answered(line.strip(), reply, prompt)
         return 0
 
@@ -166,8 +166,8 @@ class _Session:
             self._events.warn(f"{word} has no effect: this model's template has no thinking switch")
         return conversation
 
-    def _reply(self, prompt: Prompt, stoppable: bool = False) -> str:
-        """Generate and show one reply; returns its text without the prompt's opening."""
+    def _reply(self, prompt: Prompt, chat: bool = False) -> str:
+        """Generate and show one reply; returns its text without the prompt's opening. Ctrl-C ends a chat's reply alone."""
         from optiq.generate.decode import Reply
         from optiq.generate.presets import preset
         from optiq.generate.sampling import resolve
@@ -178,10 +178,10 @@ class _Session:
         self._say_settings(settings, prompt)
         if self._length is not None and len(prompt.ids) > self._length:
             self._events.warn(f"the prompt has {len(prompt.ids)} tokens, this model was made for {self._length}: expect nonsense")
-        reply = Reply(self._context, self._tokenizer, prompt.ids, settings.sampling, self._options, mark=prompt.stable)
+        reply = Reply(self._context, self._tokenizer, prompt.ids, settings.sampling, self._options, prompt.stable if chat else 0)
         parts: list[str] = []
         try:
-            self._read(reply, len(prompt.ids))
+            self._read(reply)
             self._show(prompt.opening)
             with closing(iter(reply)) as pieces:  # an interrupt while it is shown has to end the generator too
                 for piece in pieces:
@@ -190,24 +190,20 @@ class _Session:
         except KeyboardInterrupt as stop:
             # Our own subclass stands for a signal that ends the process; Ctrl-C itself stops the reply alone.
             self._finish(prompt, parts, reply.statistics, settings)
-            if not stoppable or type(stop) is not KeyboardInterrupt:
+            if not chat or type(stop) is not KeyboardInterrupt:
                 raise
         else:
             self._finish(prompt, parts, reply.statistics, settings)
         return "".join(parts)
 
-    def _read(self, reply: Any, length: int) -> None:
+    def _read(self, reply: Reply) -> None:
         """Read the prompt, with a bar where it takes more than one step."""
-        if length <= self._options.prefill_chunk:
+        tokens = reply.find_start() - 1  # the last one belongs to the first step of the reply
+        if tokens <= self._options.prefill_chunk:
             reply.read()
             return
-        with self._events.stage("read the prompt", unit="tokens") as stage:
-
-            def progress(done: int, total: int) -> None:
-                stage.total = total
-                stage.advance(done - stage.done)
-
-            reply.read(progress)
+        with self._events.stage("read the prompt", total=tokens, unit="tokens") as stage:
+            reply.read(lambda done, _: stage.advance(done - stage.done))
 
     def _say_settings(self, settings: Resolved, prompt: Prompt) -> None:
         """How tokens are drawn, once per conversation and mode."""

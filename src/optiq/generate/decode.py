@@ -214,24 +214,29 @@ class Reply:
             raise InputError("the prompt is empty (0 tokens), expected at least one; give a text")
         self._context, self._tokenizer, self._prompt = context, tokenizer, list(prompt)
         self._sampling, self._options, self._at = sampling, options, mark
+        self._read = False
         self.ids: list[int] = []
         self.statistics = Statistics(prompt_tokens=len(self._prompt))
 
+    def find_start(self) -> int:
+        """Look for what the context has seen of the prompt, and return how many tokens are left to be read."""
+        self.statistics.cached_tokens = self._context.rewind(self._prompt)
+        return len(self._prompt) - self.statistics.cached_tokens
+
     def read(self, progress: Progress | None = None) -> None:
-        """Read the prompt, reporting after each chunk; iterating does so where it has not been done."""
-        if self.statistics.prompt_s:
-            return
+        """Read the prompt but for its last token, reporting after each chunk; iterating does so where nobody has."""
         start = time.perf_counter()
-        cached = self._context.rewind(self._prompt)
-        self.statistics.cached_tokens = cached
-        self._context.read(self._prompt[cached:-1], self._options.prefill_chunk, progress, self._at)
+        self.find_start()
+        self._context.read(self._prompt[self.statistics.cached_tokens : -1], self._options.prefill_chunk, progress, self._at)
+        self._read = True
         self.statistics.prompt_s = time.perf_counter() - start
 
     def __iter__(self) -> Generator[str, None, None]:
         """Text as it becomes certain, never an empty or a broken piece."""
         pieces, stops, told = Pieces(self._tokenizer), StopStrings(self._options.stops), self.statistics
         with wired():
-            self.read()
+            if not self._read:
+                self.read()
             tokens = self._timed()
             try:
                 for token in tokens:
