@@ -98,7 +98,9 @@ def _text(result: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> s
     from optiq.files import size_text
 
     machine = result["machine"]
-    kernels = f"{machine['device']}, {machine['threads']} threads, mlx {machine['mlx']}, blas {machine['blas']}"
+    kernels = (
+        f"{machine['kernels']} on {machine['device']}, {machine['threads']} threads, mlx {machine['mlx']}, blas {machine['blas']}"
+    )
     head = [
         ("model", f"{result['model']['name']}, weights {size_text(result['model']['weight_bytes'])}"),
         ("machine", f"{machine['cpu']}, {machine['system']}"),

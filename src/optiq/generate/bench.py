@@ -92,8 +92,9 @@ def weight_bytes(model: Any) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """Where it ran: processor, device, threads, the BLAS behind dense products, versions."""
+    """Where it ran: processor, device, threads, kernels, the BLAS behind dense products, versions."""
     from optiq import __version__
+    from optiq.kernels import native
     from optiq.kernels.blas import preload, threads
     from optiq.models.stock import mlx_lm_version
 
@@ -102,6 +103,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": "gpu" if mx.default_device() == mx.gpu else "cpu",
         "threads": threads(),
+        "kernels": " ".join(filter(None, (native.choice().name, native.choice().level))),
         "blas": preload().name,
         "mlx": mx.__version__,
         "mlx_lm": mlx_lm_version(),
