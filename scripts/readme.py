@@ -21,6 +21,7 @@ README = ROOT / "README.md"
 MARKED = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- end: (?P=name) -->", re.DOTALL)
 PACKAGES = {  # what a package without a docstring of its own does
     "cli": "the command line: `main` and one file per command",
+    "generate": "sampling, the decoding loop, conversations, speed",
     "kernels": "operations: a definition in plain MLX each, and faster forms",
     "measure": "text, statistics, sensitivity, divergence",
     "models": "the only importer of mlx-lm: checkpoints, architectures, block by block",

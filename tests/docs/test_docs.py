@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from optiq.cli.main import COMMANDS
 from optiq.events import MODES
+from optiq.generate.decode import Statistics
 from optiq.measure.sensitivity import METHODS
 from optiq.measure.text import DOMAINS
 from optiq.quantize.encoders import ENCODERS
@@ -170,6 +172,9 @@ def test_every_key_of_the_receipts_is_documented() -> None:
     keys |= _keys(SOURCE / "measure" / "divergence.py", "summary") | _keys(SOURCE / "models" / "mtp.py", "write")
     keys |= _keys(SOURCE / "quantize" / "baselines.py", "compare") | _keys(SOURCE / "models" / "inspect.py", "as_json")
     keys |= _keys(SOURCE / "cli" / "plan.py", "_plan_json", "_curve_json") | _keys(SOURCE / "cli" / "list.py", "_row")
+    keys |= _keys(SOURCE / "generate" / "bench.py", "as_json", "machine", "compare", "_spread")
+    keys |= _keys(SOURCE / "cli" / "bench.py", "run") | _keys(SOURCE / "cli" / "generate.py", "_finish")
+    keys |= {field.name for field in dataclasses.fields(Statistics)} | _keys(SOURCE / "generate" / "decode.py", "as_json")
     assert {"budget", "achieved_bpw", "damage_nats", "top1", "mtp_policy", "kl_mean", "points"} <= keys
     text = FORMATS.read_text()
     assert [key for key in sorted(keys) if not re.search(rf"(?<!\w){re.escape(key)}(?!\w)", text)] == []

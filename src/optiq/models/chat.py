@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from optiq.errors import ModelError
+from optiq.errors import InputError, ModelError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
 
@@ -64,3 +64,32 @@ def load_tokenizer(path: Path) -> ChatTokenizer:
         return ChatTokenizer(AutoTokenizer.from_pretrained(str(path), local_files_only=True))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: the tokenizer cannot be read ({error}); download its files again.") from error
+
+
+def prompt_text(tokenizer: Any, messages: Sequence[dict[str, Any]], thinking: bool | None = None, open_reply: bool = True) -> str:
+    """A conversation as the model's template writes it.
+
+    Args:
+        tokenizer: as `optiq.models.load.load` gives it.
+        messages: `{"role", "content"}` in order.
+        thinking: the template's `enable_thinking`; None leaves the template its own default.
+        open_reply: end with the beginning of the assistant's turn.
+
+    Raises:
+        InputError: the model has no template.
+        ModelError: the template refuses this conversation.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.has_chat_template:
+        raise InputError("this model has no chat template; use --raw to continue the text as it stands")
+    options: dict[str, Any] = {"add_generation_prompt": open_reply, "tokenize": False}
+    renderer = tokenizer
+    if thinking is not None:
+        options["enable_thinking"] = thinking
+    elif tokenizer._chat_template is None:
+        renderer = tokenizer._tokenizer  # mlx-lm's wrapper switches thinking on wherever the vocabulary knows it
+    try:
+        return str(renderer.apply_chat_template([dict(message) for message in messages], **options))
+    except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        raise ModelError(f"the chat template refuses this conversation: {error}") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from optiq.errors import ModelError
 from optiq.models import arch
+from optiq.models.chat import TOKENIZER_FILES, has_tokenizer
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.hub import resolve
 
@@ -19,12 +21,34 @@ def load(model: str | os.PathLike[str]) -> tuple[Any, Any]:
     Raises:
         OptiqError: not found, damaged, or an architecture that is not known.
     """
-    from mlx_lm.utils import load_model, load_tokenizer
-
     path = resolve(model)
+    loaded, config = load_modules(path)
+    return loaded, _load_tokenizer(path, config)
+
+
+def load_modules(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The modules of a directory with their weights, and its config (end tokens of generation_config.json merged in).
+
+    Raises:
+        ModelError: damaged, or an architecture that is not known.
+    """
+    from mlx_lm.utils import load_model
+
     Checkpoint.open(path)
     try:
-        loaded, config = load_model(path, get_model_classes=lambda config: arch.classes(config))
+        return load_model(path, get_model_classes=lambda config: arch.classes(config))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: mlx-lm cannot load it ({error}).") from error
-    return loaded, load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+
+
+def _load_tokenizer(path: Path, config: dict[str, Any]) -> Any:
+    """mlx-lm's wrapper of the tokenizer, whose end tokens are those of the config."""
+    from mlx_lm.utils import load_tokenizer
+
+    if not has_tokenizer(path):
+        names = ", ".join(TOKENIZER_FILES[:2])
+        raise ModelError(f"{path}: no tokenizer ({names}) beside the weights; copy the model's files there.")
+    try:
+        return load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: the tokenizer cannot be read ({error}); download its files again.") from error
