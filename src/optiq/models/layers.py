@@ -11,12 +11,13 @@ Attention, the gated delta rule and the activations are functions, not layers: s
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from optiq.kernels import native
+from optiq.kernels import fused, native
 from optiq.kernels.quantized import quantized_matmul
 
 
@@ -43,10 +44,37 @@ class QuantizedEmbedding:
         return quantized_matmul(x, self["weight"], self["scales"], self["biases"], group_size=self.group_size, bits=self.bits)
 
 
+class GatedMLP:
+    """A SiLU-gated MLP of three quantized projections without biases: one operation for the few rows of a decoding step."""
+
+    @staticmethod
+    def fits(layer: Any) -> bool:
+        """Whether this form computes the layer."""
+        return all(_codes_alone(layer.get(name)) for name in ("gate_proj", "up_proj", "down_proj"))
+
+    def __call__(self: Any, x: mx.array) -> mx.array:
+        if prod(x.shape[:-1]) > fused.FEW_ROWS or not GatedMLP.fits(self):
+            return super().__call__(x)  # type: ignore[misc]
+        return fused.mlp(x, *(weight(self[name]) for name in ("gate_proj", "up_proj", "down_proj")))
+
+
+def weight(layer: nn.QuantizedLinear) -> fused.Weight:
+    """The arrays and numbers of an affine quantized layer, as the kernels take them."""
+    return layer["weight"], layer["scales"], layer["biases"], layer.group_size, layer.bits
+
+
+def _codes_alone(layer: Any) -> bool:
+    """A quantized projection in affine mode without a bias, and nothing around it (an adapter, say)."""
+    return type(layer) in (nn.QuantizedLinear, _subclass(QuantizedLinear, nn.QuantizedLinear)) and (
+        layer.mode == "affine" and "bias" not in layer
+    )
+
+
 # Qualified name of a stock class (alias package included) -> the form that takes its place.
 FORMS: dict[str, type] = {
     "mlx.nn.layers.quantized.QuantizedLinear": QuantizedLinear,
     "mlx.nn.layers.quantized.QuantizedEmbedding": QuantizedEmbedding,
+    "optiq_arch.qwen3_next.Qwen3NextMLP": GatedMLP,
 }
 
 

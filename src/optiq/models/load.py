@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optiq.errors import ModelError
-from optiq.models import arch
+from optiq.models import arch, layers
 from optiq.models.chat import TOKENIZER_FILES, has_tokenizer
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.hub import resolve
@@ -36,9 +36,10 @@ def load_modules(path: Path) -> tuple[Any, dict[str, Any]]:
 
     Checkpoint.open(path)
     try:
-        return load_model(path, get_model_classes=lambda config: arch.classes(config))
+        model, config = load_model(path, get_model_classes=lambda config: arch.classes(config))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: mlx-lm cannot load it ({error}).") from error
+    return layers.use_kernels(model), config
 
 
 def _load_tokenizer(path: Path, config: dict[str, Any]) -> Any:
