@@ -10,6 +10,7 @@
 
 namespace optiq {
 
+void bind_delta(nanobind::module_& module);
 void bind_quantized(nanobind::module_& module);
 
 }  // namespace optiq

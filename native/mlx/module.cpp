@@ -27,5 +27,6 @@ NB_MODULE(_native, m) {
     m.def("threads", &optiq::pool_threads);
     m.def("set_threads", &optiq::set_pool_threads, "count"_a);
 
+    optiq::bind_delta(m);
     optiq::bind_quantized(m);
 }
