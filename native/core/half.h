@@ -17,6 +17,15 @@ inline float bf16_to_float(uint16_t bits) {
     return value;
 }
 
+inline float f16_to_float(uint16_t bits) {
+    const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * float(fraction);
+    const uint32_t wide = sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | fraction << 13;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+}
+
 inline uint16_t float_to_bf16(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);

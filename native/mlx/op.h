@@ -16,6 +16,11 @@ namespace optiq {
 namespace mx = mlx::core;
 using Arrays = std::vector<mx::array>;
 
+// Which input's buffer an output may take over when nobody else holds it; `run` then finds both at one address.
+struct Reuse {
+    int input = -1, output = -1;
+};
+
 class Op : public mx::Primitive {
   public:
     // Outputs are allocated, dense and row-major; inputs are what the caller passed (see `dense`).
@@ -23,15 +28,18 @@ class Op : public mx::Primitive {
     // Primals, cotangents, argnums and outputs as in mlx::core::Primitive::vjp.
     using Vjp = std::function<Arrays(const Arrays&, const Arrays&, const std::vector<int>&, const Arrays&)>;
 
-    Op(mx::Stream stream, const char* name, Run run, Vjp vjp = {})
-        : Primitive(stream), name_(name), run_(std::move(run)), vjp_(std::move(vjp)) {}
+    Op(mx::Stream stream, const char* name, Run run, Vjp vjp = {}, Reuse reuse = {})
+        : Primitive(stream), name_(name), run_(std::move(run)), vjp_(std::move(vjp)), reuse_(reuse) {}
 
     const char* name() const override { return name_; }
 
     void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
         auto& encoder = mx::cpu::get_command_encoder(stream());
         Arrays in, out;
-        for (auto& output : outputs) output.set_data(mx::allocator::malloc(output.nbytes()));
+        for (int i = 0; i < int(outputs.size()); i++) {
+            if (i == reuse_.output && may_reuse(inputs, outputs)) outputs[i].copy_shared_buffer(inputs[reuse_.input]);
+            else outputs[i].set_data(mx::allocator::malloc(outputs[i].nbytes()));
+        }
         // MLX keeps the buffers alive until the task is over; a strong copy would forbid it to donate them afterwards.
         for (const auto& input : inputs) in.push_back(mx::array::unsafe_weak_copy(input));
         for (auto& output : outputs) out.push_back(mx::array::unsafe_weak_copy(output));
@@ -46,9 +54,22 @@ class Op : public mx::Primitive {
     }
 
   private:
+    bool may_reuse(const Arrays& inputs, Arrays& outputs) const {
+        // Every output of an operation lists its inputs; MLX clears the lists after the evaluation, except while tracing.
+        for (auto& output : outputs) {
+            if (output.is_tracer()) return false;
+            if (&output.inputs() != &inputs) output.inputs().clear();
+        }
+        const auto& from = inputs[reuse_.input];
+        const auto& to = outputs[reuse_.output];
+        return from.is_donatable() && from.flags().row_contiguous && from.dtype() == to.dtype() && from.size() == to.size() &&
+               from.data_size() == from.size();
+    }
+
     const char* name_;
     Run run_;
     Vjp vjp_;
+    Reuse reuse_;
 };
 
 inline mx::Stream cpu_stream() { return mx::default_stream(mx::Device(mx::Device::cpu)); }

@@ -1,4 +1,4 @@
-"""The gated delta rule: a chunked form with a stable backward pass, and the sequential form that defines it.
+"""The gated delta rule: a chunked form with a stable backward pass, the sequential form that defines it, and the whole mixer.
 
 Gated DeltaNet keeps one matrix state per head and updates it once per token (Yang et al., arXiv 2412.06464):
 
@@ -9,6 +9,9 @@ Shapes, with B batch, L tokens, Hk key heads, Hv value heads (a multiple of Hk),
     q, k  [B, L, Hk, Dk]      v, y  [B, L, Hv, Dv]      g, beta  [B, L, Hv]      S  [B, Hv, Dv, Dk]
 
 `g` is the decay in linear space, in (0, 1]. All arithmetic is float32. This module knows nothing of models.
+
+`mixer` is what a layer does between its projections, with its convolution, gates and norm; on an x86-64 CPU one native
+operation (formulas and memory in native/kernels/delta.h) replaces its definition `mixer_reference`.
 """
 
 from __future__ import annotations
@@ -16,8 +19,13 @@ from __future__ import annotations
 from functools import cache
 
 import mlx.core as mx
+import mlx.nn as nn
+
+from optiq.kernels import native
+from optiq.kernels.short_conv import short_conv
 
 CHUNK = 64
+NORM_EPS = 1e-6  # added to the squared lengths of keys and queries; mlx-lm models/gated_delta.py, normalize_qk
 
 
 def sequential(
@@ -145,3 +153,104 @@ def _unit_lower_inverse():  # type: ignore[no-untyped-def]
         return -(transposed @ cotangent @ transposed)
 
     return inverse
+
+
+def mixer(
+    qkv: mx.array,
+    z: mx.array,
+    a: mx.array,
+    b: mx.array,
+    *,
+    taps: mx.array,
+    a_log: mx.array,
+    dt_bias: mx.array,
+    norm: mx.array,
+    key_heads: int,
+    key_dim: int,
+    eps: float,
+    tail: mx.array | None = None,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+    ends: mx.array | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The mixer of one Gated DeltaNet layer: convolution, gates, delta rule and gated norm, from its projections' outputs.
+
+        q, k, v = silu(conv(tail, qkv))                       causal, one filter of K taps per channel
+        q <- q / sqrt(Dk (|q|^2 + 1e-6)),   k <- k / sqrt(|k|^2 + 1e-6)
+        g = exp(-exp(a_log) softplus(a + dt_bias)),   beta = sigmoid(b)
+        y = norm o / sqrt(mean(o^2) + eps) silu(z)            o from the recurrence above, per value head
+
+    Arithmetic is float32 and rounds once, at the end. A text of up to 16 tokens gives the same bits as its tokens one by one,
+    and a row the same bits whatever else is in the batch.
+
+    Args:
+        qkv: [B, L, C], C = 2 Hk Dk + Hv Dv: queries, keys, values.
+        z: [B, L, Hv Dv].
+        a: [B, L, Hv].
+        b: [B, L, Hv].
+        taps: [C, K, 1], K <= 8.
+        a_log: [Hv].
+        dt_bias: [Hv].
+        norm: [Dv], the norm's weight.
+        key_heads: Hk.
+        key_dim: Dk.
+        tail: [B, K - 1, C], the inputs before the first token; None: zeros.
+        state: [B, Hv, Dv, Dk]; None: zeros. The native form reuses its buffer where nothing else holds it.
+        mask: [B, L] bool; a token that is False enters neither the convolution nor the state.
+        ends: [B] integer, the tokens of each row after which the new tail is taken, cut to [0, L]; None: L.
+
+    Returns:
+        y [B, L, Hv Dv] and the new tail [B, K - 1, C] in the type of `qkv`, and the new state [B, Hv, Dv, Dk] float32.
+
+    Source: mlx-lm models/qwen3_5.py, GatedDeltaNet; it rounds to the model's type after every step.
+    """
+    fast = native.module()
+    if fast is None or taps.shape[1] > 8:
+        form = mixer_reference
+    else:
+        form = fast.delta_mixer
+    return form(qkv, z, a, b, taps, a_log, dt_bias, norm, key_heads, key_dim, eps, tail, state, mask, ends)
+
+
+def mixer_reference(
+    qkv: mx.array,
+    z: mx.array,
+    a: mx.array,
+    b: mx.array,
+    taps: mx.array,
+    a_log: mx.array,
+    dt_bias: mx.array,
+    norm: mx.array,
+    key_heads: int,
+    key_dim: int,
+    eps: float,
+    tail: mx.array | None = None,
+    state: mx.array | None = None,
+    mask: mx.array | None = None,
+    ends: mx.array | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The definition of `mixer`, in plain operations; differentiable."""
+    B, L, C = qkv.shape
+    K, Hv, Dv = taps.shape[1], a_log.size, norm.size
+    if mask is not None:
+        qkv = mx.where(mask[..., None], qkv, 0)
+    if tail is None:
+        tail = mx.zeros((B, K - 1, C), qkv.dtype)
+    x = mx.concatenate([tail.astype(qkv.dtype), qkv], axis=1)
+    if ends is None:
+        new_tail = x[:, L:]
+    else:
+        positions = mx.clip(ends, 0, L)[:, None] + mx.arange(K - 1)
+        new_tail = mx.take_along_axis(x, positions[..., None], axis=1)
+    x = nn.silu(short_conv(x.astype(mx.float32), taps.astype(mx.float32)))
+    q, k, v = mx.split(x, [key_heads * key_dim, 2 * key_heads * key_dim], axis=-1)
+    q, k = (t.reshape(B, L, key_heads, key_dim) for t in (q, k))
+    q, k = (t * mx.rsqrt((t * t).sum(-1, keepdims=True) + NORM_EPS) for t in (q, k))
+    a, b, a_log, dt_bias = (t.astype(mx.float32) for t in (a, b, a_log, dt_bias))
+    g, beta = mx.exp(-mx.exp(a_log) * nn.softplus(a + dt_bias)), mx.sigmoid(b)
+    if mask is not None:
+        g, beta = mx.where(mask[..., None], g, 1.0), mx.where(mask[..., None], beta, 0.0)
+    o, state = chunked(q * key_dim**-0.5, k, v.reshape(B, L, Hv, Dv), g, beta, state)
+    o = o * mx.rsqrt((o * o).mean(-1, keepdims=True) + eps) * norm.astype(mx.float32)
+    y = o.reshape(B, L, Hv * Dv) * nn.silu(z.astype(mx.float32))
+    return y.astype(qkv.dtype), new_tail, state

@@ -1,0 +1,333 @@
+#include "kernels/delta.h"
+
+#include "kernels/delta_chunk.h"
+
+namespace optiq::OPTIQ_LEVEL {
+namespace {
+
+constexpr float kNormEps = 1e-6f;  // of the keys' and queries' lengths; Qwen3-Next
+
+// exp of it is zero in float32, and sums of it stay finite.
+constexpr float kLeastLogDecay = -100.f;
+
+inline float at(const Tokens& x, int64_t batch, int64_t token, int64_t channel) {
+    if (!x.start) return 0.f;
+    const int64_t place = batch * x.batch + token * x.token + channel;
+    return with_float(x.type, [&]<class T>(T*) { return widen(static_cast<const T*>(x.start)[place]); });
+}
+
+inline bool masked(const Mixer& m, int64_t batch, int64_t token) { return m.mask && !m.mask[batch * m.shape.L + token]; }
+
+// Position p of the tail followed by the new tokens, from channel c0 on; null stands for zeros.
+template <class T>
+inline const T* input_row(const Mixer& m, int64_t batch, int64_t p, int64_t c0) {
+    const int64_t before = m.taps_count - 1;
+    const Tokens& x = p < before ? m.tail : m.qkv;
+    const int64_t token = p < before ? p : p - before;
+    if (!x.start || (p >= before && masked(m, batch, token))) return nullptr;
+    return static_cast<const T*>(x.start) + batch * x.batch + token * x.token + c0;
+}
+
+// The taps of channels [c0, c0 + width) as [K, lanes_up(width)] float32, zero beyond.
+void load_taps(const Mixer& m, int64_t c0, int64_t width, float* taps) {
+    const int64_t row = lanes_up(width), K = m.taps_count;
+    with_float(m.taps_type, [&]<class T>(T*) {
+        const T* from = static_cast<const T*>(m.taps) + c0 * K;
+        for (int64_t j = 0; j < K; j++) {
+            for (int64_t c = 0; c < width; c++) taps[j * row + c] = widen(from[c * K + j]);
+            for (int64_t c = width; c < row; c++) taps[j * row + c] = 0.f;
+        }
+    });
+}
+
+// silu of the convolution for tokens [first, first + count) of `width` channels from c0; rows end in zeros.
+template <class T, int K>
+void convolve_taps(const Mixer& m, int64_t batch, int64_t c0, int64_t width, const float* taps, int64_t first, int64_t count,
+                   float* out, int64_t out_row) {
+    const int64_t row = lanes_up(width);
+    const int taps_count = K ? K : int(m.taps_count);
+    for (int64_t t = 0; t < count; t++) {
+        const T* rows[kMaxTaps];
+        for (int j = 0; j < taps_count; j++) rows[j] = input_row<T>(m, batch, first + t + j, c0);
+        for (int64_t c = 0; c < width; c += kLanes) {
+            vf x{};
+            for (int j = 0; j < taps_count; j++) {
+                if (!rows[j]) continue;
+                const vf value = width - c >= kLanes ? load(rows[j] + c) : load_part(rows[j] + c, int(width - c));
+                x = fma(value, load(taps + j * row + c), x);
+            }
+            store(out + t * out_row + c, silu(x));
+        }
+    }
+}
+
+void convolve(const Mixer& m, int64_t batch, int64_t c0, int64_t width, const float* taps, int64_t first, int64_t count,
+              float* out, int64_t out_row) {
+    with_float(m.qkv.type, [&]<class T>(T*) {
+        if (m.taps_count == 4) return convolve_taps<T, 4>(m, batch, c0, width, taps, first, count, out, out_row);
+        convolve_taps<T, 0>(m, batch, c0, width, taps, first, count, out, out_row);
+    });
+}
+
+// The last K - 1 inputs of these channels, unchanged.
+void keep_tail(const Mixer& m, int64_t batch, int64_t c0, int64_t width, int64_t channels) {
+    const int64_t before = m.taps_count - 1, L = m.shape.L;
+    const int64_t end = !m.ends ? L : m.ends[batch] < 0 ? 0 : m.ends[batch] > L ? L : m.ends[batch];
+    with_float(m.qkv.type, [&]<class T>(T*) {
+        for (int64_t j = 0; j < before; j++) {
+            T* to = static_cast<T*>(m.new_tail) + (batch * before + j) * channels + c0;
+            const T* from = input_row<T>(m, batch, end + j, c0);
+            if (from) std::memcpy(to, from, size_t(width) * sizeof(T));
+            else std::memset((void*)to, 0, size_t(width) * sizeof(T));
+        }
+    });
+}
+
+// x <- x scale / |x| for every row.
+void normalise(float* x, int64_t row, int64_t count, int64_t width, float scale) {
+    for (int64_t t = 0; t < count; t++, x += row) {
+        vf squares{};
+        for (int64_t c = 0; c < width; c += kLanes) squares = fma(load(x + c), load(x + c), squares);
+        const vf factor = splat(scale / __builtin_sqrtf(sum(squares) + kNormEps));
+        for (int64_t c = 0; c < width; c += kLanes) store(x + c, load(x + c) * factor);
+    }
+}
+
+// log g and beta of one token and value head.
+inline void gate(const Mixer& m, int64_t batch, int64_t token, int64_t hv, float rate, float* log_decay, float* beta) {
+    if (masked(m, batch, token)) {
+        *log_decay = *beta = 0.f;
+        return;
+    }
+    const float a = at(m.a, batch, token, hv) + m.dt_bias[hv], b = at(m.b, batch, token, hv);
+    const float softplus = (a > 0.f ? a : 0.f) + __builtin_log1pf(__builtin_expf(a > 0.f ? -a : a));
+    const float log_g = -rate * (a == a ? softplus : a);
+    *log_decay = log_g < kLeastLogDecay ? kLeastLogDecay : log_g;
+    *beta = 1.f / (1.f + __builtin_expf(-b));
+}
+
+// norm o / rms(o) silu(z) for `count` tokens from `first` of one value head.
+void write_out(const Mixer& m, int64_t batch, int64_t hv, int64_t first, int64_t count, const float* o, int64_t o_row) {
+    const int64_t Dv = m.shape.Dv;
+    with_float(m.qkv.type, [&]<class T>(T*) {
+        for (int64_t t = 0; t < count; t++, o += o_row) {
+            vf squares{};
+            for (int64_t c = 0; c < Dv; c += kLanes) squares = fma(load(o + c), load(o + c), squares);
+            const vf factor = splat(1.f / __builtin_sqrtf(sum(squares) / float(Dv) + m.eps));
+            const T* z = static_cast<const T*>(m.z.start) + batch * m.z.batch + (first + t) * m.z.token + hv * Dv;
+            T* y = static_cast<T*>(m.y) + ((batch * m.shape.L + first + t) * m.shape.Hv + hv) * Dv;
+            int64_t c = 0;
+            for (; c + kLanes <= Dv; c += kLanes)
+                store(y + c, load(o + c) * factor * load(m.norm + c) * silu(load(z + c)));
+            if (const int rest = int(Dv - c))
+                store_part(y + c, load(o + c) * factor * load_part(m.norm + c, rest) * silu(load_part(z + c, rest)), rest);
+        }
+    });
+}
+
+// What the rows of one head's state go through, token by token.
+struct Steps {
+    int64_t tokens, Dk, Dv;
+    const float *q, *k;  // [tokens, key_row], zero beyond Dk
+    int64_t key_row;
+    const float* v;  // [tokens, value_row]
+    float* o;        // the same shape
+    int64_t value_row;
+    const float *decay, *beta, *kq;  // [tokens]; kq is k . q
+};
+
+// ROWS rows of S from `from` to `to`, held in N registers each (N = 0: in `room`, [ROWS, lanes_up(Dk)]).
+// S_t k and S_t q come from one pass: both are taken from S_{t-1}, and u_t (k . q) is added to the second.
+template <int N, int ROWS>
+inline void step_rows(const Steps& s, const float* from, float* to, int64_t r, float* room) {
+    const int n = N ? N : int(lanes_up(s.Dk) / kLanes);
+    const int rest = int(s.Dk - (n - 1) * kLanes);
+    vf held[ROWS][N ? N : 1];
+    const auto row = [&](int i, int j) -> vf& {
+        if constexpr (N > 0) return held[i][j];
+        else return *reinterpret_cast<vf*>(room + (i * n + j) * kLanes);
+    };
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < n; j++) {
+            const float* place = from + (r + i) * s.Dk + j * kLanes;
+            row(i, j) = !from ? vf{} : j + 1 < n || rest == kLanes ? load(place) : load_part(place, rest);
+        }
+    for (int64_t t = 0; t < s.tokens; t++) {
+        const float *k = s.k + t * s.key_row, *q = s.q + t * s.key_row;
+        vf by_k[ROWS]{}, by_q[ROWS]{};
+        for (int j = 0; j < n; j++) {
+            const vf kj = load(k + j * kLanes), qj = load(q + j * kLanes);
+            for (int i = 0; i < ROWS; i++) {
+                by_k[i] = fma(row(i, j), kj, by_k[i]);
+                by_q[i] = fma(row(i, j), qj, by_q[i]);
+            }
+        }
+        vf u[ROWS];
+        const vf decay = splat(s.decay[t]);
+        for (int i = 0; i < ROWS; i++) {
+            const float update = s.beta[t] * (s.v[t * s.value_row + r + i] - s.decay[t] * sum(by_k[i]));
+            s.o[t * s.value_row + r + i] = s.decay[t] * sum(by_q[i]) + update * s.kq[t];
+            u[i] = splat(update);
+        }
+        for (int j = 0; j < n; j++) {
+            const vf kj = load(k + j * kLanes);
+            for (int i = 0; i < ROWS; i++) row(i, j) = fma(u[i], kj, decay * row(i, j));
+        }
+    }
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < n; j++) {
+            float* place = to + (r + i) * s.Dk + j * kLanes;
+            if (j + 1 < n || rest == kLanes) store(place, row(i, j));
+            else store_part(place, row(i, j), rest);
+        }
+}
+
+template <int N>
+void step_head(const Steps& s, const float* from, float* to, float* room) {
+    int64_t r = 0;
+    for (; r + 2 <= s.Dv; r += 2) step_rows<N, 2>(s, from, to, r, room);
+    if (r < s.Dv) step_rows<N, 1>(s, from, to, r, room);
+}
+
+void step(const Steps& s, const float* from, float* to, float* room) {
+    switch (lanes_up(s.Dk) / kLanes) {
+        case 1: return step_head<1>(s, from, to, room);
+        case 2: return step_head<2>(s, from, to, room);
+        case 4: return step_head<4>(s, from, to, room);
+        case 6: return step_head<6>(s, from, to, room);
+        case 8: return step_head<8>(s, from, to, room);
+        default: return step_head<0>(s, from, to, room);
+    }
+}
+
+// The channels and the memory of one task.
+struct Task {
+    int64_t channels, q0, k0, v0, group, first_head;
+    float *q_taps, *k_taps, *v_taps;
+
+    Task(const Mixer& m, int64_t hk, Carver& memory) {
+        const auto& s = m.shape;
+        channels = 2 * s.Hk * s.Dk + s.Hv * s.Dv;
+        group = s.group();
+        first_head = hk * group;
+        q0 = hk * s.Dk;
+        k0 = s.Hk * s.Dk + q0;
+        v0 = 2 * s.Hk * s.Dk + first_head * s.Dv;
+        q_taps = memory.take(m.taps_count * lanes_up(s.Dk));
+        k_taps = memory.take(m.taps_count * lanes_up(s.Dk));
+        v_taps = memory.take(group * m.taps_count * lanes_up(s.Dv));
+    }
+};
+
+void begin(const Mixer& m, const Task& task, int64_t batch) {
+    const auto& s = m.shape;
+    load_taps(m, task.q0, s.Dk, task.q_taps);
+    load_taps(m, task.k0, s.Dk, task.k_taps);
+    for (int64_t i = 0; i < task.group; i++)
+        load_taps(m, task.v0 + i * s.Dv, s.Dv, task.v_taps + i * m.taps_count * lanes_up(s.Dv));
+    keep_tail(m, batch, task.q0, s.Dk, task.channels);
+    keep_tail(m, batch, task.k0, s.Dk, task.channels);
+    keep_tail(m, batch, task.v0, task.group * s.Dv, task.channels);
+}
+
+void keys_of(const Mixer& m, const Task& task, int64_t batch, int64_t first, int64_t count, float* q, float* k, int64_t row) {
+    const int64_t Dk = m.shape.Dk;
+    convolve(m, batch, task.q0, Dk, task.q_taps, first, count, q, row);
+    convolve(m, batch, task.k0, Dk, task.k_taps, first, count, k, row);
+    normalise(q, row, count, Dk, 1.f / __builtin_sqrtf(float(Dk)));
+    normalise(k, row, count, Dk, 1.f);
+}
+
+void values_of(const Mixer& m, const Task& task, int64_t batch, int64_t i, int64_t first, int64_t count, float* v, int64_t row) {
+    const int64_t Dv = m.shape.Dv;
+    convolve(m, batch, task.v0 + i * Dv, Dv, task.v_taps + i * m.taps_count * lanes_up(Dv), first, count, v, row);
+}
+
+inline const float* state_of(const Mixer& m, int64_t batch, int64_t hv) {
+    return m.state ? m.state + (batch * m.shape.Hv + hv) * m.shape.Dv * m.shape.Dk : nullptr;
+}
+
+inline float* new_state_of(const Mixer& m, int64_t batch, int64_t hv) {
+    return m.new_state + (batch * m.shape.Hv + hv) * m.shape.Dv * m.shape.Dk;
+}
+
+int64_t mix_steps(const Mixer& m, int64_t batch, int64_t hk, float* scratch) {
+    const auto& s = m.shape;
+    Carver memory{scratch};
+    const Task task(m, hk, memory);
+    const int64_t key_row = lanes_up(s.Dk), value_row = lanes_up(s.Dv);
+    float *q = memory.take(s.L * key_row), *k = memory.take(s.L * key_row), *room = memory.take(2 * key_row);
+    float *v = memory.take(s.L * value_row), *o = memory.take(s.L * value_row);
+    if (!scratch) return memory.used;
+    begin(m, task, batch);
+    keys_of(m, task, batch, 0, s.L, q, k, key_row);
+    alignas(64) float decay[kStepTokens], beta[kStepTokens], kq[kStepTokens];
+    for (int64_t t = 0; t < s.L; t++) {
+        vf dot{};
+        for (int64_t c = 0; c < key_row; c += kLanes) dot = fma(load(k + t * key_row + c), load(q + t * key_row + c), dot);
+        kq[t] = sum(dot);
+    }
+    std::memset(o, 0, size_t(s.L * value_row) * sizeof(float));
+    for (int64_t i = 0; i < task.group; i++) {
+        const int64_t hv = task.first_head + i;
+        values_of(m, task, batch, i, 0, s.L, v, value_row);
+        const float rate = __builtin_expf(m.a_log[hv]);
+        for (int64_t t = 0; t < s.L; t++) {
+            gate(m, batch, t, hv, rate, decay + t, beta + t);
+            decay[t] = __builtin_expf(decay[t]);
+        }
+        step({s.L, s.Dk, s.Dv, q, k, key_row, v, o, value_row, decay, beta, kq}, state_of(m, batch, hv),
+             new_state_of(m, batch, hv), room);
+        write_out(m, batch, hv, 0, s.L, o, value_row);
+    }
+    return memory.used;
+}
+
+int64_t mix_chunks(const Mixer& m, int64_t batch, int64_t hk, float* scratch) {
+    const auto& s = m.shape;
+    Carver memory{scratch};
+    const Task task(m, hk, memory);
+    Keys keys(memory, s.Dk);
+    Values values(memory, s.Dv);
+    const int64_t state_floats = s.Dk * values.row;
+    float* states = memory.take(task.group * state_floats);
+    if (!scratch) return memory.used;
+    begin(m, task, batch);
+    std::memset(states, 0, size_t(task.group * state_floats) * sizeof(float));
+    for (int64_t i = 0; i < task.group && m.state; i++)
+        transpose(state_of(m, batch, task.first_head + i), s.Dk, states + i * state_floats, values.row, s.Dv, s.Dk);
+    for (int64_t first = 0; first < s.L; first += kChunk) {
+        const int64_t count = s.L - first < kChunk ? s.L - first : kChunk, rows = lanes_up(count);
+        keys_of(m, task, batch, first, count, keys.q, keys.k, keys.row);
+        std::memset(keys.q + count * keys.row, 0, size_t((rows - count) * keys.row) * sizeof(float));
+        std::memset(keys.k + count * keys.row, 0, size_t((rows - count) * keys.row) * sizeof(float));
+        keys.multiply(rows, s.Dk);
+        for (int64_t i = 0; i < task.group; i++) {
+            const int64_t hv = task.first_head + i;
+            values_of(m, task, batch, i, first, count, values.u, values.row);
+            std::memset(values.u + count * values.row, 0, size_t((rows - count) * values.row) * sizeof(float));
+            const float rate = __builtin_expf(m.a_log[hv]);
+            for (int64_t t = 0; t < count; t++) gate(m, batch, first + t, hv, rate, values.log_decay + t, values.beta + t);
+            for (int64_t t = count; t < rows; t++) values.log_decay[t] = values.beta[t] = 0.f;
+            chunk_forward(keys, values, states + i * state_floats, rows, s.Dk, s.Dv);
+            write_out(m, batch, hv, first, count, values.y, values.row);
+        }
+    }
+    for (int64_t i = 0; i < task.group; i++)
+        transpose(states + i * state_floats, values.row, new_state_of(m, batch, task.first_head + i), s.Dk, s.Dk, s.Dv);
+    return memory.used;
+}
+
+int64_t mix_floats(const Mixer& m) {
+    return m.shape.L <= kStepTokens ? mix_steps(m, 0, 0, nullptr) : mix_chunks(m, 0, 0, nullptr);
+}
+
+void mix(const Mixer& m, int64_t batch, int64_t hk, float* scratch) {
+    m.shape.L <= kStepTokens ? mix_steps(m, batch, hk, scratch) : mix_chunks(m, batch, hk, scratch);
+}
+
+}  // namespace
+
+const DeltaKernels delta_table{mix_floats, mix};
+
+}  // namespace optiq::OPTIQ_LEVEL
