@@ -12,5 +12,6 @@ namespace optiq {
 
 void bind_fused(nanobind::module_& module);
 void bind_quantized(nanobind::module_& module);
+void bind_attention(nanobind::module_& module);
 
 }  // namespace optiq

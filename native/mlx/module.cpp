@@ -29,4 +29,5 @@ NB_MODULE(_native, m) {
 
     optiq::bind_fused(m);
     optiq::bind_quantized(m);
+    optiq::bind_attention(m);
 }
