@@ -16,5 +16,6 @@ void bind_fused(nanobind::module_& module);
 void bind_delta(nanobind::module_& module);
 >>>>>>> theirs
 void bind_quantized(nanobind::module_& module);
+void bind_attention(nanobind::module_& module);
 
 }  // namespace optiq

@@ -33,4 +33,5 @@ NB_MODULE(_native, m) {
     optiq::bind_delta(m);
 >>>>>>> theirs
     optiq::bind_quantized(m);
+    optiq::bind_attention(m);
 }

@@ -1,0 +1,126 @@
+// Attention as an MLX operation on the CPU.
+
+#include "kernels/attention.h"
+
+#include "kernels/attention_run.h"
+#include "mlx/bind.h"
+#include "mlx/op.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace optiq {
+namespace {
+
+using Optional = std::optional<mx::array>;
+
+// An input of four axes whose last one has no gaps: the array's own memory, however its other axes lie (a cache is a slice of
+// a longer buffer), or a copy where the last axis is strided.
+class Rows4 {
+  public:
+    explicit Rows4(const mx::array& x) {
+        const auto& stride = x.strides();
+        view_ = {x.data<char>(), stride[0], stride[1], stride[2]};
+        if (stride[3] == 1 || x.shape(3) == 1) return;
+        const int64_t item = x.itemsize(), heads = x.shape(1), rows = x.shape(2), width = x.shape(3);
+        copy_.resize(x.size() * size_t(item));
+        char* to = copy_.data();
+        for (int64_t b = 0; b < x.shape(0); b++)
+            for (int64_t h = 0; h < heads; h++)
+                for (int64_t r = 0; r < rows; r++)
+                    for (int64_t d = 0; d < width; d++, to += item)
+                        std::memcpy(to, x.data<char>() + (b * stride[0] + h * stride[1] + r * stride[2] + d * stride[3]) * item,
+                                    size_t(item));
+        view_ = {copy_.data(), heads * rows * width, rows * width, width};
+    }
+
+    const HeadRows& view() const { return view_; }
+
+  private:
+    std::vector<char> copy_;
+    HeadRows view_;
+};
+
+struct Form {
+    float scale;
+    bool causal;
+    int64_t window;
+    bool masked, sunk;
+};
+
+Attention shapes(const mx::array& q, const mx::array& k, const mx::array& v, const Form& form) {
+    Attention a;
+    a.type = float_of(q);
+    a.batches = q.shape(0), a.heads = q.shape(1), a.groups = k.shape(1), a.queries = q.shape(2), a.keys = k.shape(2);
+    a.width = q.shape(3), a.value_width = v.shape(3);
+    a.scale = form.scale, a.causal = form.causal, a.window = form.window;
+    return a;
+}
+
+// Inputs: q, k, v, then the mask [B, H, L, S] and the sinks [H] where there are some.
+void set_mask(Attention& a, const Form& form, const Arrays& in, const Rows4* mask) {
+    if (form.masked) {
+        a.mask_kind = in[3].dtype() == mx::bool_ ? MaskKind::boolean : MaskKind::additive;
+        if (a.mask_kind == MaskKind::additive) a.mask_type = float_of(in[3]);
+        a.mask = mask->view();
+    }
+    if (form.sunk) a.sinks = data<float>(in.back());
+}
+
+void forward(const Form& form, const Arrays& in, Arrays& out) {
+    Attention a = shapes(in[0], in[1], in[2], form);
+    const Rows4 q(in[0]), k(in[1]), v(in[2]);
+    a.q = q.view(), a.k = k.view(), a.v = v.view();
+    std::optional<Rows4> mask;
+    if (form.masked) mask.emplace(in[3]);
+    set_mask(a, form, in, mask ? &*mask : nullptr);
+    a.out = data(out[0]);
+    a.logsumexp = data<float>(out[1]);
+    run_attention(a);
+}
+
+void check(bool good, const char* what) {
+    if (!good) throw std::invalid_argument(std::string("attention: ") + what);
+}
+
+// out [B, H, L, Dv] in the type of q.
+mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const Optional& mask, bool causal,
+                    int64_t window, const Optional& sinks) {
+    check(q.ndim() == 4 && k.ndim() == 4 && v.ndim() == 4, "expected q [B, H, L, D], k [B, G, S, D], v [B, G, S, Dv]");
+    check(k.shape(0) == q.shape(0) && v.shape(0) == q.shape(0) && k.shape(1) == v.shape(1) && k.shape(2) == v.shape(2) &&
+              k.shape(3) == q.shape(3) && q.shape(1) % k.shape(1) == 0 && q.size() && k.size() && v.size(),
+          "shapes of q, k and v do not fit");
+    check(k.dtype() == q.dtype() && v.dtype() == q.dtype(), "q, k and v must have one type");
+    float_of(q);
+    const Form form{scale, causal, window, mask.has_value(), sinks.has_value()};
+    Arrays inputs{q, k, v};
+    const auto stream = cpu_stream();
+    if (mask) {
+        // The last axis is read as it lies; the others repeat without a copy.
+        mx::array full = dense(*mask);
+        if (full.ndim() == 0 || full.shape(-1) != k.shape(2)) {
+            auto shape = full.shape();
+            if (shape.empty()) shape.push_back(1);
+            shape.back() = k.shape(2);
+            full = dense(mx::broadcast_to(full, shape, stream));
+        }
+        inputs.push_back(mx::broadcast_to(full, {q.shape(0), q.shape(1), q.shape(2), k.shape(2)}, stream));
+        if (full.dtype() != mx::bool_) float_of(full);
+    }
+    if (sinks) inputs.push_back(dense(*sinks, mx::float32));
+    const auto run = [form](const Arrays& in, Arrays& out) { forward(form, in, out); };
+    auto shape = q.shape();
+    shape.back() = v.shape(3);
+    return make({shape, {q.shape(0), q.shape(1), q.shape(2)}}, {q.dtype(), mx::float32},
+                std::make_shared<Op>(stream, "OptiqAttention", run), inputs)[0];
+}
+
+}  // namespace
+
+void bind_attention(nb::module_& m) {
+    m.def("attention", &attention, "q"_a, "k"_a, "v"_a, "scale"_a, "mask"_a.none() = nb::none(), "causal"_a = false,
+          "window"_a = 0, "sinks"_a.none() = nb::none(),
+          "softmax(scale q k^T + mask) v for q [B, H, L, D], k [B, G, S, D], v [B, G, S, Dv]; see optiq.kernels.attention.");
+}
+
+}  // namespace optiq
