@@ -10,12 +10,10 @@
 
 namespace optiq {
 
-<<<<<<< ours
 void bind_fused(nanobind::module_& module);
-=======
 void bind_delta(nanobind::module_& module);
->>>>>>> theirs
 void bind_quantized(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
+void bind_dense(nanobind::module_& module);
 
 }  // namespace optiq

@@ -27,11 +27,9 @@ NB_MODULE(_native, m) {
     m.def("threads", &optiq::pool_threads);
     m.def("set_threads", &optiq::set_pool_threads, "count"_a);
 
-<<<<<<< ours
     optiq::bind_fused(m);
-=======
     optiq::bind_delta(m);
->>>>>>> theirs
     optiq::bind_quantized(m);
     optiq::bind_attention(m);
+    optiq::bind_dense(m);
 }
