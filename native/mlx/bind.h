@@ -11,6 +11,7 @@
 namespace optiq {
 
 void bind_fused(nanobind::module_& module);
+void bind_cache(nanobind::module_& module);
 void bind_delta(nanobind::module_& module);
 void bind_quantized(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);

@@ -28,6 +28,7 @@ NB_MODULE(_native, m) {
     m.def("set_threads", &optiq::set_pool_threads, "count"_a);
 
     optiq::bind_fused(m);
+    optiq::bind_cache(m);
     optiq::bind_delta(m);
     optiq::bind_quantized(m);
     optiq::bind_attention(m);

@@ -8,6 +8,7 @@ copies of those. Data in: a model from `optiq.models.load`. Data out: mlx-lm's c
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,14 +16,66 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from optiq.kernels import native
+
 Caches = list[Any]
 
 
 def make_caches(model: Any) -> Caches:
-    """Fresh caches, one per layer, of the kinds that the architecture asks for."""
-    from mlx_lm.models.cache import make_prompt_cache
+    """Fresh caches, one per layer, of the kinds that the architecture asks for.
 
-    return list(make_prompt_cache(model))
+    With native kernels plain key/value caches are of a class that appends in place (`_growing_cache`).
+    """
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+    caches = list(make_prompt_cache(model))
+    if native.module() is None:
+        return caches
+    return [_growing_cache()() if type(cache) is KVCache else cache for cache in caches]
+
+
+@functools.cache
+def _growing_cache() -> type:
+    """mlx-lm's `KVCache` with its step written into the buffer instead of into a copy of the buffer.
+
+    A buffer belongs to one cache. Whoever reads or sets `state` may hold its arrays, so the next append copies, as stock does.
+    """
+    from mlx_lm.models.cache import KVCache
+
+    fast = native.module()
+    assert fast is not None
+
+    class GrowingCache(KVCache):
+        """See `_growing_cache`."""
+
+        owned = False
+
+        def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+            start, end = self.offset, self.offset + keys.shape[2]
+            if not self.owned or end > self.keys.shape[2] or keys.dtype != self.keys.dtype or values.dtype != self.values.dtype:
+                self.owned = True
+                return super().update_and_fetch(keys, values)
+            self.keys = fast.append(self.keys, keys, start)
+            self.values = fast.append(self.values, values, start)
+            self.offset = end
+            return self.keys_and_values()
+
+        @property
+        def state(self) -> Any:
+            self.owned = False
+            return copy.copy(self.keys), copy.copy(self.values), self.offset  # item assignment changes the object itself
+
+        @state.setter
+        def state(self, value: Any) -> None:
+            self.keys, self.values, self.offset = map(copy.copy, value)
+            self.owned = False
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            other = GrowingCache()
+            other.state = self.state
+            return other
+
+    return GrowingCache
 
 
 def cache_arrays(caches: Caches) -> list[mx.array]:
@@ -71,7 +124,7 @@ def _cuttable(cache: Any) -> bool:
     """A rotating window says yes only until it is full, so kinds are asked for, not the moment's answer."""
     from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-    return type(cache) in (KVCache, QuantizedKVCache)
+    return isinstance(cache, KVCache | QuantizedKVCache)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from optiq.kernels import fused, native
+from optiq.kernels import fused, gated_delta, native
 from optiq.kernels.quantized import quantized_matmul
 
 
@@ -58,6 +58,74 @@ class GatedMLP:
         return fused.mlp(x, *(weight(self[name]) for name in ("gate_proj", "up_proj", "down_proj")))
 
 
+class GatedDeltaNet:
+    """Qwen3.5's linear-attention layer: its projections as one product, all between them as one mixer."""
+
+    @staticmethod
+    def fits(layer: Any) -> bool:
+        """Whether this form computes the layer."""
+        return layer.sharding_group is None and layer.conv_kernel_size <= 8 and layer.norm.weight.shape == (layer.head_v_dim,)
+
+    def __call__(self: Any, inputs: mx.array, mask: mx.array | None = None, cache: Any = None) -> mx.array:
+        """inputs [B, L, E], mask [B, L] bool, mlx-lm's ArraysCache of two; the layer's output [B, L, E]."""
+        qkv, z, a, b = projections(inputs, [self[name] for name in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b")])
+        tail, state, lengths = (None, None, None) if cache is None else (cache[0], cache[1], cache.lengths)
+        y, tail, state = gated_delta.mixer(
+            qkv,
+            z,
+            a,
+            b,
+            taps=self.conv1d.weight,
+            a_log=self.A_log,
+            dt_bias=self.dt_bias,
+            norm=self.norm.weight,
+            key_heads=self.num_k_heads,
+            key_dim=self.head_k_dim,
+            eps=self.layer_norm_epsilon,
+            tail=tail,
+            state=state,
+            mask=mask,
+            ends=lengths,
+        )
+        if cache is not None:
+            cache[0], cache[1] = tail, state
+            cache.advance(inputs.shape[1])
+        return self.out_proj(y)
+
+
+class GatedAttention:
+    """Qwen3.5's full-attention layer: the stock code with its three input projections as one product."""
+
+    @staticmethod
+    def fits(layer: Any) -> bool:
+        """Whether this form computes the layer."""
+        return all(_codes_alone(layer.get(name)) for name in ("q_proj", "k_proj", "v_proj"))
+
+    def __call__(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        """x [B, L, E], a mask as mlx-lm makes it, its cache; the layer's output [B, L, E]."""
+        B, L, _ = x.shape
+        G, D = self.num_key_value_heads, self.head_dim
+        both, keys, values = projections(x, [self[name] for name in ("q_proj", "k_proj", "v_proj")])
+        queries, gate = mx.split(both.reshape(B, L, self.num_attention_heads, 2 * D), 2, axis=-1)
+        queries = self.q_norm(queries).transpose(0, 2, 1, 3)
+        keys = self.k_norm(keys.reshape(B, L, G, D)).transpose(0, 2, 1, 3)
+        values = values.reshape(B, L, G, D).transpose(0, 2, 1, 3)
+        offset = 0 if cache is None else cache.offset
+        queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
+        if cache is not None:
+            keys, values = cache.update_and_fetch(keys, values)
+        y = arch.attention(queries, keys, values, cache=cache, scale=self.scale, mask=mask)
+        y = y.transpose(0, 2, 1, 3).reshape(B, L, -1)
+        return self.o_proj(y * mx.sigmoid(gate.reshape(B, L, -1)))
+
+
+def projections(x: mx.array, layers: list[Any]) -> list[mx.array]:
+    """x [..., I] through several linear layers: as one product where they are plain codes, else one by one."""
+    if prod(x.shape[:-1]) <= fused.FEW_ROWS and all(map(_codes_alone, layers)):
+        return fused.project(x, [weight(layer) for layer in layers])
+    return [layer(x) for layer in layers]
+
+
 def weight(layer: nn.QuantizedLinear) -> fused.Weight:
     """The arrays and numbers of an affine quantized layer, as the kernels take them."""
     return layer["weight"], layer["scales"], layer["biases"], layer.group_size, layer.bits
@@ -75,6 +143,7 @@ FORMS: dict[str, type] = {
     "mlx.nn.layers.quantized.QuantizedLinear": QuantizedLinear,
     "mlx.nn.layers.quantized.QuantizedEmbedding": QuantizedEmbedding,
     "optiq_arch.qwen3_next.Qwen3NextMLP": GatedMLP,
+    "optiq_arch.qwen3_5.GatedDeltaNet": GatedDeltaNet,
 }
 
 
