@@ -35,7 +35,6 @@ struct Block {
     vf from[kGroups], to[kGroups];  // visible keys of each row, as floats (exact below 2^24)
     vf most[kGroups], total[kGroups];
     int64_t first_key, last_key;  // of all rows together
-    bool bounded;                 // causality or a window hides some of these keys from some rows
 };
 
 Block open_block(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last) {
@@ -77,8 +76,8 @@ float mask_scores(const Attention& a, const Block& b, int64_t g, int64_t first, 
     if (!hidden && a.mask_kind == MaskKind::none) return a.scale;
     for (int64_t j = 0; j < padded; j++) {
         const vf key = splat(float(first + j));
-        const vf s = load(scores + j * kBlockRows) * splat(a.scale);
-        store(scores + j * kBlockRows, j < count && true ? (((key >= b.from[g]) & (key < b.to[g])) != 0 ? s : splat(kNever)) : splat(kNever));
+        const vi visible = (key >= b.from[g]) & (key < b.to[g]) & (key < splat(float(first + count)));
+        store(scores + j * kBlockRows, visible != 0 ? load(scores + j * kBlockRows) * splat(a.scale) : splat(kNever));
     }
     if (a.mask_kind == MaskKind::none) return 1.f;
     for (int64_t j = 0; j < count; j += kLanes) {
@@ -236,7 +235,7 @@ struct PairScratch {
     }
 };
 
-// Sixteen or 32 bfloat16, or what is left of them.
+// 32 bfloat16, or the `left` ones that are there and zeros.
 inline __m512i load_pairs(const bf16* p, int64_t left) {
     if (left >= 32) return _mm512_loadu_si512(p);
     return _mm512_maskz_loadu_epi16(left <= 0 ? 0 : __mmask32((uint64_t(1) << left) - 1), p);
@@ -354,8 +353,7 @@ void weigh_pairs(Block& b, int64_t g, int64_t padded, const float* scores, float
     b.total[g] = even + odd;
 }
 
-void score_pairs(const Attention& a, const Block& b, const bf16* k, int64_t k_row, int64_t count, const PairScratch& s) {
-    (void)b;
+void score_pairs(const Attention& a, const bf16* k, int64_t k_row, int64_t count, const PairScratch& s) {
     const int64_t width = key_stride(a);
 #if defined(__AMX_BF16__)
     for (int64_t j = 0; j < count; j += 32) {
@@ -393,7 +391,7 @@ void rows_pairs(const Attention& a, Block& b, const void* packed, void* scratch)
             k_row = key_stride(a);
             k = reinterpret_cast<const bf16*>(static_cast<const char*>(packed) + values_bytes(a)) + first * k_row;
         }
-        score_pairs(a, b, k, k_row, count, s);
+        score_pairs(a, k, k_row, count, s);
         for (int64_t g = 0; g < kGroups; g++) {
             float* scores = s.scores + g * 16;
             const float scale = mask_scores(a, b, g, first, count, padded, scores);

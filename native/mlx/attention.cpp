@@ -109,10 +109,20 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
     }
     if (sinks) inputs.push_back(dense(*sinks, mx::float32));
     const auto run = [form](const Arrays& in, Arrays& out) { forward(form, in, out); };
+    const auto derivative = [form](const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {
+        const auto stock = [form](const Arrays& in) -> Arrays {
+            const Optional mask = form.masked ? Optional(in[3]) : Optional(), sinks = form.sunk ? Optional(in.back()) : Optional();
+            return {mx::fast::scaled_dot_product_attention(in[0], in[1], in[2], form.scale, form.causal ? "causal" : "", mask, sinks)};
+        };
+        const Arrays all = mx::vjp(stock, primals, {cotangents[0]}).second;
+        Arrays wanted;
+        for (const int i : argnums) wanted.push_back(all[size_t(i)]);
+        return wanted;
+    };
     auto shape = q.shape();
     shape.back() = v.shape(3);
     return make({shape, {q.shape(0), q.shape(1), q.shape(2)}}, {q.dtype(), mx::float32},
-                std::make_shared<Op>(stream, "OptiqAttention", run), inputs)[0];
+                std::make_shared<Op>(stream, "OptiqAttention", run, derivative), inputs)[0];
 }
 
 }  // namespace

@@ -18,23 +18,30 @@ from optiq.models.checkpoint import Checkpoint
 from optiq.models.stream import Stream
 
 UNTOUCHED = """
-import mlx_lm.models.gated_delta as delta, mlx_lm.models.qwen3_5 as qwen, mlx_lm.models.cache as cache
-before = {m.__name__: dict(vars(m)) for m in (delta, qwen, cache)}
-update = delta.gated_delta_update
+import mlx_lm.models.base as base, mlx_lm.models.gated_delta as delta, mlx_lm.models.cache as cache
+import mlx_lm.models.qwen3_5 as qwen, mlx_lm.models.qwen3_next as qwen3_next
+stock = (base, delta, cache, qwen, qwen3_next)
+before = {m.__name__: dict(vars(m)) for m in stock}
+update, attend = delta.gated_delta_update, base.scaled_dot_product_attention
 import optiq
 from optiq.models import arch
 Model, Args = arch.classes({"model_type": "qwen3_5"})
 assert Model is not qwen.Model
 assert Model.__module__ == "optiq_arch.qwen3_5"
 assert delta.gated_delta_update is update and qwen.gated_delta_update is update
-assert update.__module__ == "mlx_lm.models.gated_delta"
-for module in (delta, qwen, cache):
+assert base.scaled_dot_product_attention is attend and qwen3_next.scaled_dot_product_attention is attend
+assert update.__module__ == "mlx_lm.models.gated_delta" and attend.__module__ == "mlx_lm.models.base"
+for module in stock:
     changed = [n for n, v in vars(module).items() if not n.startswith("__") and before[module.__name__].get(n) is not v]
     assert not changed, changed
 import sys
-own = sys.modules["optiq_arch.qwen3_5"]
-assert own.gated_delta_update is not update
-assert sys.modules["optiq_arch.cache"] is cache
+own = {name: sys.modules["optiq_arch." + name] for name in ("qwen3_5", "qwen3_next", "base", "cache", "gated_delta")}
+assert own["qwen3_5"].gated_delta_update is own["gated_delta"].gated_delta_update is not update
+assert own["qwen3_next"].scaled_dot_product_attention is own["base"].scaled_dot_product_attention is not attend
+assert own["cache"] is cache
+for name, one in (("base", "scaled_dot_product_attention"), ("gated_delta", "gated_delta_update")):
+    differs = [n for n, v in vars(sys.modules["mlx_lm.models." + name]).items() if vars(own[name]).get(n) is not v]
+    assert [n for n in differs if not n.startswith("__")] == [one], differs
 print("untouched")
 """
 
@@ -64,6 +71,24 @@ def test_stock_qwen3_5_logits_are_ours(tmp_path: Path, name: str, length: int) -
     cut = length // 2
     parts = [ours(part, cache=cache) for part in (ids[:, :cut], ids[:, cut:]) if part.size]
     quick.assert_close(mx.concatenate(parts, axis=1), expected, 1e-4)
+
+
+def test_attention_is_stock_attention_with_any_cache() -> None:
+    """Plain, with each kind of mask, and over a quantized cache, whose keys and values are codes."""
+    from mlx_lm.models import base as stock
+    from mlx_lm.models.cache import KVCache, QuantizedKVCache
+
+    arch.classes({"model_type": "qwen3_5"})
+    own = sys.modules["optiq_arch.base"].scaled_dot_product_attention
+    rng = np.random.default_rng(2)
+    q, k, v = (mx.array(rng.standard_normal((2, heads, 9, 64)).astype(np.float32)) for heads in (4, 2, 2))
+    for mask in (None, "causal", stock.create_causal_mask(9, window_size=3), mx.array(rng.standard_normal((9, 9)), mx.float32)):
+        for cache in (KVCache(), QuantizedKVCache(group_size=32, bits=8)):
+            keys, values = cache.update_and_fetch(k, v)
+            arguments = {"cache": cache, "scale": 0.125, "mask": mask}
+            # The stock quantized form scales its queries in place.
+            expected = stock.scaled_dot_product_attention(q + 0, keys, values, **arguments)
+            quick.assert_close(own(q + 0, keys, values, **arguments), expected, 1e-5)
 
 
 def test_padded_tokens_leave_the_state_alone() -> None:

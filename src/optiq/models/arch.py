@@ -4,6 +4,7 @@ mlx-lm's files import what they share (attention, caches, the gated delta rule) 
 modules would not reach them, and would change them for everybody else. Instead the package `optiq_arch` has mlx-lm's models
 folder as its `__path__`: `optiq_arch.qwen3_5` is a second, private instance of that file, whose relative imports find
 
+    .base          our own module around the stock one: attention by kernels.attention
     .gated_delta   our own module around the stock one: chunked, differentiable (kernels.gated_delta)
     .cache         the stock module itself, so that its cache classes are the ones that everybody knows
 
@@ -20,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 
 from optiq.errors import ModelError
-from optiq.kernels import gated_delta
+from optiq.kernels import attention, gated_delta
 
 PACKAGE = "optiq_arch"
 
@@ -69,22 +70,53 @@ def _mlx_lm_version() -> str:
 
 
 def _alias_package() -> None:
-    """Put the alias package and its two preset modules into `sys.modules`, once."""
+    """Put the alias package and its preset modules into `sys.modules`, once."""
     if PACKAGE in sys.modules:
         return
     import mlx_lm.models
+    import mlx_lm.models.base
     import mlx_lm.models.cache
-    import mlx_lm.models.gated_delta as stock
+    import mlx_lm.models.gated_delta
 
     package = types.ModuleType(PACKAGE, "mlx-lm's architecture files with optiq's kernels")
     package.__path__ = list(mlx_lm.models.__path__)
-    own = types.ModuleType(f"{PACKAGE}.gated_delta", "the gated delta rule of optiq.kernels behind mlx-lm's names")
-    own.__dict__.update({name: value for name, value in vars(stock).items() if not name.startswith("__")})
-    own.gated_delta_update = _gated_delta_update(stock)  # type: ignore[attr-defined]
-    for name, module in (("cache", mlx_lm.models.cache), ("gated_delta", own)):
+    base, delta = mlx_lm.models.base, mlx_lm.models.gated_delta
+    presets = {
+        "base": _with(base, scaled_dot_product_attention=_scaled_dot_product_attention(base)),
+        "cache": mlx_lm.models.cache,
+        "gated_delta": _with(delta, gated_delta_update=_gated_delta_update(delta)),
+    }
+    for name, module in presets.items():
         sys.modules[f"{PACKAGE}.{name}"] = module
         setattr(package, name, module)
     sys.modules[PACKAGE] = package
+
+
+def _with(stock: types.ModuleType, **own: Any) -> types.ModuleType:
+    """A module of the alias package with the stock one's content, the same objects, but for `own`."""
+    module = types.ModuleType(f"{PACKAGE}.{stock.__name__.rpartition('.')[2]}", "mlx-lm's names over optiq.kernels")
+    module.__dict__.update({name: value for name, value in vars(stock).items() if not name.startswith("__")})
+    module.__dict__.update(own)
+    return module
+
+
+def _scaled_dot_product_attention(stock: types.ModuleType) -> Any:
+    """mlx-lm's `scaled_dot_product_attention` over `kernels.attention`; a quantized cache keeps the stock form."""
+
+    def scaled_dot_product_attention(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: Any,
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        if hasattr(cache, "bits"):  # keys and values are tuples of codes, scales and biases
+            return stock.scaled_dot_product_attention(queries, keys, values, cache, scale, mask, sinks)
+        return attention.attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+
+    return scaled_dot_product_attention
 
 
 def _gated_delta_update(stock: types.ModuleType) -> Any:
