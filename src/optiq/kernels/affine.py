@@ -11,6 +11,7 @@ Source: mlx/backend/cpu/quantized.cpp describes the layout; `tests/kernels/test_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import mlx.core as mx
 
@@ -51,9 +52,14 @@ def pack(codes: mx.array, bits: int) -> mx.array:
         per_word = 32 // bits
         shifts = mx.arange(per_word, dtype=mx.uint32) * bits
         return (codes.reshape(*codes.shape[:-1], -1, per_word) << shifts).sum(-1).astype(mx.uint32)
-    stream = (codes[..., None] >> mx.arange(bits, dtype=mx.uint32)) & 1
-    stream = stream.reshape(*codes.shape[:-1], -1, 32)
-    return (stream << mx.arange(32, dtype=mx.uint32)).sum(-1).astype(mx.uint32)
+    grouped = codes.reshape(*codes.shape[:-1], -1, 32)
+    words = []
+    for word in range(bits):  # 32 codes fill `bits` words; a code that straddles two gives each its part
+        first, last = 32 * word // bits, (32 * word + 31) // bits
+        shifts = {i: i * bits - 32 * word for i in range(first, last + 1)}
+        parts = [grouped[..., i] << n if n >= 0 else grouped[..., i] >> -n for i, n in shifts.items()]
+        words.append(reduce(mx.bitwise_or, parts))
+    return mx.stack(words, axis=-1).reshape(*codes.shape[:-1], -1)
 
 
 def unpack(words: mx.array, bits: int) -> mx.array:
@@ -62,9 +68,15 @@ def unpack(words: mx.array, bits: int) -> mx.array:
         shifts = mx.arange(32 // bits, dtype=mx.uint32) * bits
         codes = (words[..., None] >> shifts) & ((1 << bits) - 1)
         return codes.reshape(*words.shape[:-1], -1)
-    stream = (words[..., None] >> mx.arange(32, dtype=mx.uint32)) & 1
-    stream = stream.reshape(*words.shape[:-1], -1, bits)
-    return (stream << mx.arange(bits, dtype=mx.uint32)).sum(-1).astype(mx.uint32)
+    grouped = words.reshape(*words.shape[:-1], -1, bits)
+    codes = []
+    for i in range(32):
+        word, start = divmod(i * bits, 32)
+        code = grouped[..., word] >> start
+        if start + bits > 32:
+            code = code | (grouped[..., word + 1] << (32 - start))
+        codes.append(code & ((1 << bits) - 1))
+    return mx.stack(codes, axis=-1).reshape(*words.shape[:-1], -1)
 
 
 def rounded(x: mx.array, dtype: mx.Dtype) -> mx.array:
