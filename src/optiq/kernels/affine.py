@@ -52,14 +52,8 @@ def pack(codes: mx.array, bits: int) -> mx.array:
         per_word = 32 // bits
         shifts = mx.arange(per_word, dtype=mx.uint32) * bits
         return (codes.reshape(*codes.shape[:-1], -1, per_word) << shifts).sum(-1).astype(mx.uint32)
-    grouped = codes.reshape(*codes.shape[:-1], -1, 32)
-    words = []
-    for word in range(bits):  # 32 codes fill `bits` words; a code that straddles two gives each its part
-        first, last = 32 * word // bits, (32 * word + 31) // bits
-        shifts = {i: i * bits - 32 * word for i in range(first, last + 1)}
-        parts = [grouped[..., i] << n if n >= 0 else grouped[..., i] >> -n for i, n in shifts.items()]
-        words.append(reduce(mx.bitwise_or, parts))
-    return mx.stack(words, axis=-1).reshape(*codes.shape[:-1], -1)
+    grouped = codes.reshape(*codes.shape[:-1], -1, 32)  # 32 codes fill `bits` words
+    return mx.stack([_word(grouped, k, bits) for k in range(bits)], axis=-1).reshape(*codes.shape[:-1], -1)
 
 
 def unpack(words: mx.array, bits: int) -> mx.array:
@@ -69,14 +63,23 @@ def unpack(words: mx.array, bits: int) -> mx.array:
         codes = (words[..., None] >> shifts) & ((1 << bits) - 1)
         return codes.reshape(*words.shape[:-1], -1)
     grouped = words.reshape(*words.shape[:-1], -1, bits)
-    codes = []
-    for i in range(32):
-        word, start = divmod(i * bits, 32)
-        code = grouped[..., word] >> start
-        if start + bits > 32:
-            code = code | (grouped[..., word + 1] << (32 - start))
-        codes.append(code & ((1 << bits) - 1))
-    return mx.stack(codes, axis=-1).reshape(*words.shape[:-1], -1)
+    return mx.stack([_code(grouped, i, bits) for i in range(32)], axis=-1).reshape(*words.shape[:-1], -1)
+
+
+def _word(codes: mx.array, k: int, bits: int) -> mx.array:
+    """Word k of every 32 codes; a code that straddles two words gives each its part."""
+    first, last = 32 * k // bits, (32 * k + 31) // bits
+    starts = [(i, i * bits - 32 * k) for i in range(first, last + 1)]
+    return reduce(mx.bitwise_or, [codes[..., i] << at if at >= 0 else codes[..., i] >> -at for i, at in starts])
+
+
+def _code(words: mx.array, i: int, bits: int) -> mx.array:
+    """Code i of every `bits` words."""
+    k, at = divmod(i * bits, 32)
+    code = words[..., k] >> at
+    if at + bits > 32:
+        code = code | (words[..., k + 1] << (32 - at))
+    return code & ((1 << bits) - 1)
 
 
 def rounded(x: mx.array, dtype: mx.Dtype) -> mx.array:
