@@ -44,6 +44,19 @@ def test_every_code_survives_at_every_place(bits: int) -> None:
         assert mx.array_equal(unpack(words, bits), values)
 
 
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="other devices keep buffers of their own sizes")
+@pytest.mark.parametrize("bits", BITS)
+def test_packing_needs_little_beside_the_codes(bits: int) -> None:
+    codes = mx.zeros((2048, 512), dtype=mx.uint32)
+    mx.eval(codes)
+    for work, given in ((pack, codes), (unpack, pack(codes, bits))):
+        mx.eval(given)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(work(given, bits))
+        assert mx.get_peak_memory() - before < 2.5 * codes.nbytes
+
+
 def test_expert_axes_lead_through() -> None:
     words, scales, biases = mx.quantize(weight(3, 4, 64, dtype=mx.float32), 32, 6)
     coded = Coded(unpack(words, 6), scales, biases, 6, 32)

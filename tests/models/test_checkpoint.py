@@ -175,3 +175,14 @@ def test_a_transform_is_applied_by_name_and_taken_off_again(model: Path) -> None
     changed = replace(source, transform=lambda name, value: value * 2 if name == NAME else value)
     assert mx.array_equal(changed.weights()[NAME], 2 * source.weights()[NAME])
     assert mx.array_equal(changed.original().weights()[NAME], source.weights()[NAME])
+
+
+def test_reading_weights_leaves_no_lazy_chain_of_random_keys(model: Path) -> None:
+    import io
+
+    mx.random.normal((1,))
+    for _ in range(3):
+        Checkpoint.open(model).weights()
+    graph = io.StringIO()
+    mx.export_to_dot(graph, mx.random.state[0])
+    assert "->" not in graph.getvalue()  # one node per initial weight would stay in memory until a key is evaluated

@@ -52,6 +52,28 @@ def test_the_size_is_known_before_the_first_tensor(tmp_path: Path) -> None:
     assert (tmp_path / "x.safetensors").stat().st_size == expected and fetched == list(ARRAYS)
 
 
+def test_rows_written_side_by_side_make_the_same_file(tmp_path: Path) -> None:
+    arrays = {name: ARRAYS[name] for name in ("a.weight", "a.scales", "deep")}
+    entries = [save.entry(name, value) for name, value in arrays.items()]
+    with save.writing_rows(tmp_path / "rows.safetensors", entries, {"encoder": "rtn"}) as put:
+        for start in range(4):
+            for name, value in arrays.items():
+                if start < len(value):
+                    put(name, value[start : start + 1])
+    save.write_safetensors(tmp_path / "whole.safetensors", arrays, {"encoder": "rtn"})
+    assert (tmp_path / "rows.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_file_that_lacks_rows_is_not_there(tmp_path: Path) -> None:
+    entry = save.entry("deep", ARRAYS["deep"])
+    with (
+        pytest.raises(AssertionError, match=r"x\.safetensors: the rows of deep"),
+        save.writing_rows(tmp_path / "x.safetensors", [entry], {}) as put,
+    ):
+        put("deep", ARRAYS["deep"][:1])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_cannot_be_finished_is_not_there(tmp_path: Path) -> None:
     def fetch(name: str) -> mx.array:
         if name == "deep":

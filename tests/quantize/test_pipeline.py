@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,7 @@ from optiq.models import shards
 from optiq.plan import table
 from optiq.plan.budget import Budget
 from optiq.plan.options import Keep
-from optiq.quantize import pipeline
+from optiq.quantize import encode, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,14 @@ def test_rtn_stores_what_mlx_would(model: Path, tmp_path: Path) -> None:
         expected = mx.quantize(source[f"{choice['name']}.weight"], choice["group_size"], choice["bits"])
         for leaf, value in zip(("weight", "scales", "biases"), expected, strict=True):
             assert mx.array_equal(stored[f"{choice['name']}.{leaf}"], value), f"{choice['name']}.{leaf}"
+
+
+def test_slices_of_a_tensor_give_the_codes_of_the_whole(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    static: dict[str, Any] = {"sensitivity": "static", "encoder": "search", "candidate_bits": (4, 5), "verify": False}
+    whole = quick.converted(model, tmp_path / "whole", target_bpw=5.2, **static)
+    monkeypatch.setattr(encode, "SLICE_WEIGHTS", 1000)
+    sliced = quick.converted(model, tmp_path / "sliced", target_bpw=5.2, **static)
+    assert quick.digests(sliced.path)["model.safetensors"] == quick.digests(whole.path)["model.safetensors"]
 
 
 def test_without_refit_other_codes_are_stored(model: Path, plain: pipeline.Converted, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ Source: mlx/backend/cpu/quantized.cpp describes the layout; `tests/kernels/test_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import mlx.core as mx
 
@@ -51,9 +52,8 @@ def pack(codes: mx.array, bits: int) -> mx.array:
         per_word = 32 // bits
         shifts = mx.arange(per_word, dtype=mx.uint32) * bits
         return (codes.reshape(*codes.shape[:-1], -1, per_word) << shifts).sum(-1).astype(mx.uint32)
-    stream = (codes[..., None] >> mx.arange(bits, dtype=mx.uint32)) & 1
-    stream = stream.reshape(*codes.shape[:-1], -1, 32)
-    return (stream << mx.arange(32, dtype=mx.uint32)).sum(-1).astype(mx.uint32)
+    grouped = codes.reshape(*codes.shape[:-1], -1, 32)  # 32 codes fill `bits` words
+    return mx.stack([_word(grouped, k, bits) for k in range(bits)], axis=-1).reshape(*codes.shape[:-1], -1)
 
 
 def unpack(words: mx.array, bits: int) -> mx.array:
@@ -62,9 +62,24 @@ def unpack(words: mx.array, bits: int) -> mx.array:
         shifts = mx.arange(32 // bits, dtype=mx.uint32) * bits
         codes = (words[..., None] >> shifts) & ((1 << bits) - 1)
         return codes.reshape(*words.shape[:-1], -1)
-    stream = (words[..., None] >> mx.arange(32, dtype=mx.uint32)) & 1
-    stream = stream.reshape(*words.shape[:-1], -1, bits)
-    return (stream << mx.arange(bits, dtype=mx.uint32)).sum(-1).astype(mx.uint32)
+    grouped = words.reshape(*words.shape[:-1], -1, bits)
+    return mx.stack([_code(grouped, i, bits) for i in range(32)], axis=-1).reshape(*words.shape[:-1], -1)
+
+
+def _word(codes: mx.array, k: int, bits: int) -> mx.array:
+    """Word k of every 32 codes; a code that straddles two words gives each its part."""
+    first, last = 32 * k // bits, (32 * k + 31) // bits
+    starts = [(i, i * bits - 32 * k) for i in range(first, last + 1)]
+    return reduce(mx.bitwise_or, [codes[..., i] << at if at >= 0 else codes[..., i] >> -at for i, at in starts])
+
+
+def _code(words: mx.array, i: int, bits: int) -> mx.array:
+    """Code i of every `bits` words."""
+    k, at = divmod(i * bits, 32)
+    code = words[..., k] >> at
+    if at + bits > 32:
+        code = code | (words[..., k + 1] << (32 - at))
+    return code & ((1 << bits) - 1)
 
 
 def rounded(x: mx.array, dtype: mx.Dtype) -> mx.array:

@@ -70,11 +70,7 @@ class Layout:
             elif choice is None or choice.bits == UNQUANTIZED_BITS:
                 found.append(Entry(name, half, tensor.shape))
             else:
-                lead, width = tensor.shape[:-1], tensor.shape[-1]
-                groups = max(1, width // choice.group_size)
-                found.append(Entry(name, "U32", (*lead, width * choice.bits // 32)))
-                found.append(Entry(f"{tensor.name}.scales", half, (*lead, groups)))
-                found.append(Entry(f"{tensor.name}.biases", half, (*lead, groups)))
+                found += coded_entries(f"{tensor.name}.", tensor.shape, choice, half)
         return found
 
     def write(self, out: Path, choices: Mapping[str, Choice], fetch: Fetch) -> int:
@@ -111,6 +107,17 @@ class Layout:
         if value.dtype in HALF_TYPES and source is not None:
             return Entry(name, source[0], tuple(value.shape))
         return entry(name, value)
+
+
+def coded_entries(prefix: str, shape: tuple[int, ...], choice: Choice, half: str) -> list[Entry]:
+    """The three tensors [..., O, _] that stand for a quantized one [..., O, I]; `half` is the type of scales and biases."""
+    lead, width = shape[:-1], shape[-1]
+    groups = max(1, width // choice.group_size)
+    return [
+        Entry(f"{prefix}weight", "U32", (*lead, width * choice.bits // 32)),
+        Entry(f"{prefix}scales", half, (*lead, groups)),
+        Entry(f"{prefix}biases", half, (*lead, groups)),
+    ]
 
 
 def config(checkpoint: Checkpoint, topology: Topology, choices: Mapping[str, Choice], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -74,6 +76,32 @@ def stream_safetensors(
             for part in _parts(value):
                 file.write(part)
             del value
+
+
+@contextmanager
+def writing_rows(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> Iterator[Callable[[str, mx.array], None]]:
+    """Write tensors side by side: each `put(name, rows)` adds the next rows of one of them at its own place.
+
+    The file is there when the block has ended and every tensor is whole.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    head = header(entries, metadata)
+    ends = list(accumulate((e.bytes for e in entries), initial=len(head)))
+    at = {e.name: start for e, start in zip(entries, ends, strict=False)}
+    with files.writing(path, ends[-1]) as file:
+        file.write(head)
+
+        def put(name: str, rows: mx.array) -> None:
+            file.seek(at[name])
+            for part in _parts(rows):
+                file.write(part)
+            at[name] = file.tell()
+
+        yield put
+        short = [e.name for e, end in zip(entries, ends[1:], strict=True) if at[e.name] != end]
+        assert not short, f"{path}: the rows of {', '.join(short)} are not those that its header says"
 
 
 def shards(entries: Sequence[Entry], limit: int = SHARD_BYTES) -> list[tuple[str, list[Entry]]]:

@@ -8,7 +8,7 @@ the dev inputs, round to nearest is stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -22,9 +22,11 @@ from optiq.kernels.memory import trim
 from optiq.measure import walk
 from optiq.measure.hidden import HiddenStore
 from optiq.measure.inputs import InputMoments
-from optiq.models.save import write_safetensors
+from optiq.models.directory import coded_entries
+from optiq.models.save import write_safetensors, writing_rows
 from optiq.models.stream import Stream
 from optiq.models.topology import Tensor
+from optiq.plan.size import safetensors_name
 from optiq.plan.types import UNQUANTIZED_BITS, Choice
 from optiq.quantize.encoders import ENCODERS
 
@@ -194,39 +196,62 @@ def _store(job: Encoding, tensor: Tensor, gram: mx.array | None, dev: mx.array |
         write_safetensors(job.file(tensor), {"weight": weight.astype(job.dtype)}, {"encoder": "none"})
         return
     judge = dev if dev is not None else gram
-    name = job.encoder
-    packed, objective = _packed(job, tensor, weight, name, gram, judge)
-    if name != "rtn" and judge is not None:
-        plain, plain_objective = _packed(job, tensor, weight, "rtn", None, judge)
-        if plain_objective < objective:
-            name, packed = "rtn", plain
-    write_safetensors(job.file(tensor), packed, {"encoder": name})
-    del weight, packed
+    if job.encoder == "rtn" or judge is None:
+        _write(job, tensor, weight, job.encoder, gram, judge, job.file(tensor))
+    else:
+        tried = job.file(tensor).with_suffix(".tried")
+        objective = _write(job, tensor, weight, job.encoder, gram, judge, tried)
+        if sum(_error(job, tensor, s, judge) for s in _slices(job, tensor, weight, "rtn", None)) < objective:
+            _write(job, tensor, weight, "rtn", None, None, job.file(tensor))
+            tried.unlink()
+        else:
+            tried.replace(job.file(tensor))
+    del weight
     trim()
 
 
-def _packed(
-    job: Encoding, tensor: Tensor, weight: mx.array, encoder: str, gram: mx.array | None, judge: mx.array | None
-) -> tuple[dict[str, mx.array], float]:
-    """What is stored for a tensor, and its error under `judge`; huge tensors go through in slices of the first axis."""
+@dataclass(frozen=True)
+class _Slice:
+    """Codes of the entries from `start` on of a tensor's first axis, beside the float32 values that they stand for."""
+
+    start: int
+    values: mx.array
+    coded: Coded
+
+
+def _slices(job: Encoding, tensor: Tensor, weight: mx.array, encoder: str, gram: mx.array | None) -> Iterator[_Slice]:
+    """A tensor's codes, `SLICE_WEIGHTS` at a time, so that beside a huge tensor there is never much more than itself."""
     choice = job.choices[tensor.name]
     options = job.options if encoder == "gptq" else {}
-    row = job.kept.get(tensor.name, Kept()).row
-    parts: list[tuple[mx.array, ...]] = []
-    objective = 0.0
     step = max(1, SLICE_WEIGHTS * tensor.shape[0] // prod(tensor.shape))
     for start in range(0, tensor.shape[0], step):
-        part = weight[start : start + step].astype(mx.float32)
-        coded = ENCODERS[encoder](part, choice.bits, choice.group_size, job.dtype, gram, **options)
-        if judge is not None:
-            error = coded.dense() - part
-            per_row = ((error @ judge) * error).sum(-1)
-            objective += float((per_row if row is None else per_row * mx.array(row[start : start + step])).sum())
-        stored = (coded.words(), coded.scales.astype(job.dtype), coded.biases.astype(job.dtype))
-        mx.eval(stored)
-        parts.append(stored)
-    joined = (mx.concatenate(column) for column in zip(*parts, strict=True))
-    return dict(zip(("weight", "scales", "biases"), joined, strict=True)), objective
+        values = weight[start : start + step].astype(mx.float32)
+        yield _Slice(start, values, ENCODERS[encoder](values, choice.bits, choice.group_size, job.dtype, gram, **options))
+
+
+def _error(job: Encoding, tensor: Tensor, part: _Slice, judge: mx.array) -> float:
+    """A slice's error under `judge`, its rows weighted where the gradient pass gave weights."""
+    row = job.kept.get(tensor.name, Kept()).row
+    error = part.coded.dense() - part.values
+    per_row = ((error @ judge) * error).sum(-1)
+    return float((per_row if row is None else per_row * mx.array(row[part.start : part.start + len(per_row)])).sum())
+
+
+def _write(
+    job: Encoding, tensor: Tensor, weight: mx.array, encoder: str, gram: mx.array | None, judge: mx.array | None, path: Path
+) -> float:
+    """Store a tensor's codes slice by slice; returns their error under `judge`, 0 without one."""
+    entries = coded_entries("", tensor.shape, job.choices[tensor.name], safetensors_name(str(job.dtype)))
+    objective = 0.0
+    with writing_rows(path, entries, {"encoder": encoder}) as put:
+        for part in _slices(job, tensor, weight, encoder, gram):
+            if judge is not None:
+                objective += _error(job, tensor, part, judge)
+            put("weight", part.coded.words())
+            put("scales", part.coded.scales.astype(job.dtype))
+            put("biases", part.coded.biases.astype(job.dtype))
+            del part  # not beside the next one
+    return objective
 
 
 def stored_dense(job: Encoding, tensor: Tensor) -> mx.array:
