@@ -63,6 +63,12 @@ def classes(config: dict[str, Any]) -> tuple[type, type]:
     return module.Model, module.ModelArgs
 
 
+def shared(name: str) -> types.ModuleType:
+    """A module of the alias package: what its architecture files import under that name."""
+    _alias_package()
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
 def _mlx_lm_version() -> str:
     from mlx_lm import __version__
 

@@ -19,6 +19,7 @@ import mlx.nn as nn
 
 from optiq.kernels import fused, gated_delta, native
 from optiq.kernels.quantized import quantized_matmul
+from optiq.models import arch
 
 
 class QuantizedLinear:
@@ -114,7 +115,7 @@ class GatedAttention:
         queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
         if cache is not None:
             keys, values = cache.update_and_fetch(keys, values)
-        y = arch.attention(queries, keys, values, cache=cache, scale=self.scale, mask=mask)
+        y = arch.shared("base").scaled_dot_product_attention(queries, keys, values, cache=cache, scale=self.scale, mask=mask)
         y = y.transpose(0, 2, 1, 3).reshape(B, L, -1)
         return self.o_proj(y * mx.sigmoid(gate.reshape(B, L, -1)))
 
@@ -143,6 +144,7 @@ FORMS: dict[str, type] = {
     "mlx.nn.layers.quantized.QuantizedLinear": QuantizedLinear,
     "mlx.nn.layers.quantized.QuantizedEmbedding": QuantizedEmbedding,
     "optiq_arch.qwen3_next.Qwen3NextMLP": GatedMLP,
+    "optiq_arch.qwen3_next.Qwen3NextAttention": GatedAttention,
     "optiq_arch.qwen3_5.GatedDeltaNet": GatedDeltaNet,
 }
 
