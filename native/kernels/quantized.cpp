@@ -1,5 +1,6 @@
 #include "kernels/quantized.h"
 
+#include "kernels/decode.h"
 #include "kernels/simd.h"
 #include "kernels/unpack.h"
 
@@ -194,27 +195,8 @@ void product(const Coded& w, int64_t first, int64_t last, const float* prepared,
     });
 }
 
-template <int BITS, class T>
-void dequantize_row(const Coded& w, int64_t row, T* out) {
-    const uint8_t* codes = w.codes + row * w.row_bytes();
-    for (int64_t c = 0; c < w.columns; c += 64) {
-        const int count = w.columns - c >= 64 ? 64 : int(w.columns - c);
-        alignas(64) uint8_t bytes[64];
-        unpack<BITS>(codes + c / 8 * BITS, count, bytes);
-        for (int k = 0; k < count; k += kLanes) {
-            typedef uint8_t vb __attribute__((vector_size(16), aligned(1), may_alias));
-            const int64_t g = row * w.groups() + (c + k) / w.group;
-            const vf q = __builtin_convertvector(*reinterpret_cast<const vb*>(bytes + k), vf);
-            const vf s = splat(load_some(w.scales, w.type, g, 1)[0]), b = splat(load_some(w.biases, w.type, g, 1)[0]);
-            store(out + c + k, fma(q, s, b));
-        }
-    }
-}
-
 void dequantize(const Coded& w, int64_t row, void* out, Float type) {
-    with_bits(w.bits, [&](auto bits) {
-        with_float(type, [&]<class T>(T*) { dequantize_row<bits()>(w, row, static_cast<T*>(out)); });
-    });
+    with_float(type, [&]<class T>(T*) { decode(w, row, 0, w.columns, static_cast<T*>(out)); });
 }
 
 void swiglu(float* gate, const float* up, int64_t count) {

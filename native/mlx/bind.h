@@ -10,6 +10,7 @@
 
 namespace optiq {
 
+void bind_dense(nanobind::module_& module);
 void bind_fused(nanobind::module_& module);
 void bind_cache(nanobind::module_& module);
 void bind_delta(nanobind::module_& module);

@@ -17,7 +17,7 @@ enum class Form {
     both,     // a [..., O], b [..., I]: aᵀ b [O, I], summed over all leading axes
 };
 
-int64_t rows_of(const mx::array& x) { return x.shape(-1) ? int64_t(x.size()) / x.shape(-1) : 0; }
+int64_t rows_of(const mx::array& x) { return int64_t(x.size()) / x.shape(-1); }
 
 Side along(const mx::array& x) {
     const int64_t width = x.shape(-1);
@@ -34,17 +34,21 @@ void run_product(Form form, const mx::array& a, const mx::array& b, mx::array& c
     const int64_t stride = c.shape(-1);
     if (form == Form::both) return multiply(across(a), across(b), type, data(c), type, stride);
     if (form == Form::columns) return multiply(along(a), across(b), type, data(c), type, stride);
-    if (rows_of(a) > kFewRows || b.shape(-1) == 0) return multiply(along(a), along(b), type, data(c), type, stride);
+    if (rows_of(a) > kFewRows) return multiply(along(a), along(b), type, data(c), type, stride);
     multiply_few(data(a), type, rows_of(a), along(b), data(c), type, stride);
 }
 
 mx::array product(Form form, const mx::array& a, const mx::array& b) {
     const mx::Dtype type = mx::promote_types(a.dtype(), b.dtype());
+    const int shared = form == Form::columns ? -2 : -1;
+    if (form != Form::both && (b.ndim() != 2 || a.shape(-1) != b.shape(shared)))
+        throw std::invalid_argument("x and w of a dense product do not fit each other");
     auto shape = a.shape();
     if (form == Form::both)
         shape = {a.shape(-1), b.shape(-1)};
     else
         shape.back() = b.shape(form == Form::rows ? -2 : -1);
+    if (a.size() == 0 || b.size() == 0) return mx::zeros(shape, type, cpu_stream());
     const auto run = [form](const Arrays& in, Arrays& out) { run_product(form, in[0], in[1], out[0]); };
     const auto vjp = [form](const Arrays& in, const Arrays& cotangents, const std::vector<int>& wanted, const Arrays&) {
         const mx::array &a = in[0], &b = in[1], &c = cotangents[0];

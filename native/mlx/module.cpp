@@ -27,6 +27,7 @@ NB_MODULE(_native, m) {
     m.def("threads", &optiq::pool_threads);
     m.def("set_threads", &optiq::set_pool_threads, "count"_a);
 
+    optiq::bind_dense(m);
     optiq::bind_fused(m);
     optiq::bind_cache(m);
     optiq::bind_delta(m);
