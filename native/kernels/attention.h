@@ -69,7 +69,34 @@ struct ManyAttention {
     void (*rows)(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last, const void* packed, void* scratch);
 };
 
+// The derivative. With P = e^(s - logsumexp) and D_i = dout_i . out_i (Dao et al., algorithm 4):
+//
+//     dv_j = sum_i P_ij dout_i     dS_ij = P_ij (dout_i . v_j - D_i)     dq_i = scale sum_j dS_ij k_j     dk_j = scale sum_i dS_ij q_i
+//
+// Scores are computed again, block by block, in float32 throughout.
+struct AttentionGradient {
+    Attention forward;  // `out` and `logsumexp` are read
+    HeadRows dout;      // [B, H, L, Dv]
+    void* dq = nullptr;   // dense, in the type of q
+    float* dk = nullptr;  // [B, G, S, key_stride]
+    float* dv = nullptr;  // [B, G, S, value_stride]
+    int64_t key_stride = 0, value_stride = 0;  // multiples of 16, at least D and Dv
+};
+
+struct GradientAttention {
+    size_t (*scratch)(const Attention& a);
+    // Rows [first_row, last_row) of a group against keys [first_key, last_key): dq of these rows if `queries` (then all keys
+    // are to be given), else dk and dv of these keys (then all rows are), or both.
+    void (*block)(const AttentionGradient& a, int64_t batch, int64_t group, int64_t first_row, int64_t last_row, int64_t first_key,
+                  int64_t last_key, bool queries, bool keys, void* scratch);
+    // Rows of `width` floats, `stride` apart, as dense rows of `type`.
+    void (*narrow)(const float* from, int64_t rows, int64_t stride, int64_t width, void* to, Float type);
+    // dsink = -sum_i e^(sink - logsumexp_i) D_i over the batch.
+    float (*sink)(const AttentionGradient& a, int64_t head);
+};
+
 OPTIQ_FAMILY(FewAttention, few_attention)
 OPTIQ_FAMILY(ManyAttention, many_attention)
+OPTIQ_FAMILY(GradientAttention, gradient_attention)
 
 }  // namespace optiq

@@ -56,4 +56,33 @@ inline void run_attention(const Attention& a) {
         run_many_attention(a);
 }
 
+// Fills dq, dk and dv.
+inline void run_attention_gradient(const AttentionGradient& g) {
+    // With this many (batch, group) pairs each is one task, which computes every score once. With fewer, dq comes from tasks
+    // over rows and dk, dv from tasks over keys, which computes scores twice but occupies the threads.
+    constexpr int64_t kManyPairs = 8, kTaskKeys = 256;
+    const GradientAttention& kernels = gradient_attention();
+    const Attention& a = g.forward;
+    const int64_t pairs = a.batches * a.groups, rows = a.queries * (a.heads / a.groups);
+    const size_t bytes = kernels.scratch(a);
+    if (pairs >= kManyPairs)
+        return parallel(pairs, [&](int64_t pair) {
+            Scratch scratch(bytes);
+            kernels.block(g, pair / a.groups, pair % a.groups, 0, rows, 0, a.keys, true, true, scratch.as<void>());
+        });
+    const int64_t key_blocks = (a.keys + kTaskKeys - 1) / kTaskKeys, row_blocks = (rows + kBlockRows - 1) / kBlockRows;
+    parallel(pairs * (key_blocks + row_blocks), [&](int64_t task) {
+        Scratch scratch(bytes);
+        const int64_t pair = task % pairs, part = task / pairs, batch = pair / a.groups, group = pair % a.groups;
+        if (part < key_blocks) {
+            const int64_t first = part * kTaskKeys, last = first + kTaskKeys < a.keys ? first + kTaskKeys : a.keys;
+            kernels.block(g, batch, group, 0, rows, first, last, false, true, scratch.as<void>());
+        } else {
+            const int64_t first = (row_blocks - 1 - (part - key_blocks)) * kBlockRows;
+            const int64_t last = first + kBlockRows < rows ? first + kBlockRows : rows;
+            kernels.block(g, batch, group, first, last, 0, a.keys, true, false, scratch.as<void>());
+        }
+    });
+}
+
 }  // namespace optiq

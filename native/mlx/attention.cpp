@@ -57,26 +57,82 @@ Attention shapes(const mx::array& q, const mx::array& k, const mx::array& v, con
     return a;
 }
 
-// Inputs: q, k, v, then the mask [B, H, L, S] and the sinks [H] where there are some.
-void set_mask(Attention& a, const Form& form, const Arrays& in, const Rows4* mask) {
-    if (form.masked) {
-        a.mask_kind = in[3].dtype() == mx::bool_ ? MaskKind::boolean : MaskKind::additive;
-        if (a.mask_kind == MaskKind::additive) a.mask_type = float_of(in[3]);
-        a.mask = mask->view();
+// What a call reads, while it lasts. Inputs: q, k, v, then the mask [B, H, L, S] and the sinks [H] where there are some.
+class Call {
+  public:
+    Call(const Form& form, const Arrays& in) : q_(in[0]), k_(in[1]), v_(in[2]) {
+        a = shapes(in[0], in[1], in[2], form);
+        a.q = q_.view(), a.k = k_.view(), a.v = v_.view();
+        if (form.masked) {
+            mask_.emplace(in[3]);
+            a.mask = mask_->view();
+            a.mask_kind = in[3].dtype() == mx::bool_ ? MaskKind::boolean : MaskKind::additive;
+            if (a.mask_kind == MaskKind::additive) a.mask_type = float_of(in[3]);
+        }
+        if (form.sunk) a.sinks = data<float>(in[form.masked ? 4 : 3]);
     }
-    if (form.sunk) a.sinks = data<float>(in.back());
-}
+
+    Attention a;
+
+  private:
+    Rows4 q_, k_, v_;
+    std::optional<Rows4> mask_;
+};
 
 void forward(const Form& form, const Arrays& in, Arrays& out) {
-    Attention a = shapes(in[0], in[1], in[2], form);
-    const Rows4 q(in[0]), k(in[1]), v(in[2]);
-    a.q = q.view(), a.k = k.view(), a.v = v.view();
-    std::optional<Rows4> mask;
-    if (form.masked) mask.emplace(in[3]);
-    set_mask(a, form, in, mask ? &*mask : nullptr);
-    a.out = data(out[0]);
-    a.logsumexp = data<float>(out[1]);
-    run_attention(a);
+    Call call(form, in);
+    call.a.out = data(out[0]);
+    call.a.logsumexp = data<float>(out[1]);
+    run_attention(call.a);
+}
+
+// Inputs as `forward`, then out, its logsumexp and dout. Outputs: dq, dk, dv and, where there are sinks, theirs.
+void backward(const Form& form, const Arrays& in, Arrays& out) {
+    Call call(form, in);
+    const size_t last = in.size();
+    const Rows4 dout(in[last - 1]);
+    Attention& a = call.a;
+    a.out = const_cast<void*>(data(in[last - 3]));
+    a.logsumexp = const_cast<float*>(data<float>(in[last - 2]));
+    AttentionGradient g;
+    g.forward = a;
+    g.dout = dout.view();
+    g.dq = data(out[0]);
+    g.key_stride = (a.width + 15) / 16 * 16, g.value_stride = (a.value_width + 15) / 16 * 16;
+    const int64_t rows = a.batches * a.groups * a.keys;
+    // Sums are float32 with rows of whole vectors; where the result is that too, they are made in its place.
+    const bool f32 = a.type == Float::f32, own_k = !f32 || g.key_stride != a.width, own_v = !f32 || g.value_stride != a.value_width;
+    Scratch sums(size_t(rows * (own_k * g.key_stride + own_v * g.value_stride)) * 4 + 64);
+    g.dk = own_k ? sums.as<float>() : data<float>(out[1]);
+    g.dv = own_v ? sums.as<float>() + own_k * rows * g.key_stride : data<float>(out[2]);
+    run_attention_gradient(g);
+    if (own_k) gradient_attention().narrow(g.dk, rows, g.key_stride, a.width, data(out[1]), a.type);
+    if (own_v) gradient_attention().narrow(g.dv, rows, g.value_stride, a.value_width, data(out[2]), a.type);
+    if (form.sunk) parallel(a.heads, [&](int64_t head) { data<float>(out[3])[head] = gradient_attention().sink(g, head); });
+}
+
+// The derivative for an additive mask has the size of the scores; it is left to stock MLX.
+mx::array mask_gradient(const Form& form, const Arrays& primals, const mx::array& dout) {
+    if (form.causal) throw std::invalid_argument("attention: a causal mask has no derivative");
+    const auto stock = [&](const Arrays& mask) -> Arrays {
+        const Optional sinks = form.sunk ? Optional(primals.back()) : Optional();
+        return {mx::fast::scaled_dot_product_attention(primals[0], primals[1], primals[2], form.scale, "", mask[0], sinks)};
+    };
+    return mx::vjp(stock, {primals[3]}, {dout}).second[0];
+}
+
+Arrays gradients(const Form& form, const Arrays& primals, const mx::array& dout, const std::vector<int>& argnums, const Arrays& outputs) {
+    Arrays inputs = primals;
+    inputs.insert(inputs.end(), {outputs[0], outputs[1], dout});
+    std::vector<mx::Shape> shapes{primals[0].shape(), primals[1].shape(), primals[2].shape()};
+    std::vector<mx::Dtype> types(3, primals[0].dtype());
+    if (form.sunk) shapes.push_back(primals.back().shape()), types.push_back(mx::float32);
+    const auto run = [form](const Arrays& in, Arrays& out) { backward(form, in, out); };
+    const Arrays found = make(shapes, types, std::make_shared<Op>(cpu_stream(), "OptiqAttentionGradient", run), inputs);
+    Arrays wanted;
+    for (const int i : argnums)
+        wanted.push_back(i < 3 ? found[size_t(i)] : form.masked && i == 3 ? mask_gradient(form, primals, dout) : found[3]);
+    return wanted;
 }
 
 void check(bool good, const char* what) {
@@ -109,16 +165,8 @@ mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, 
     }
     if (sinks) inputs.push_back(dense(*sinks, mx::float32));
     const auto run = [form](const Arrays& in, Arrays& out) { forward(form, in, out); };
-    const auto derivative = [form](const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {
-        const auto stock = [form](const Arrays& in) -> Arrays {
-            const Optional mask = form.masked ? Optional(in[3]) : Optional(), sinks = form.sunk ? Optional(in.back()) : Optional();
-            return {mx::fast::scaled_dot_product_attention(in[0], in[1], in[2], form.scale, form.causal ? "causal" : "", mask, sinks)};
-        };
-        const Arrays all = mx::vjp(stock, primals, {cotangents[0]}).second;
-        Arrays wanted;
-        for (const int i : argnums) wanted.push_back(all[size_t(i)]);
-        return wanted;
-    };
+    const auto derivative = [form](const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
+                                   const Arrays& outputs) { return gradients(form, primals, cotangents[0], argnums, outputs); };
     auto shape = q.shape();
     shape.back() = v.shape(3);
     return make({shape, {q.shape(0), q.shape(1), q.shape(2)}}, {q.dtype(), mx::float32},

@@ -62,9 +62,9 @@ def exact(
     return (weights / weights.sum(-1, keepdims=True))[..., :keys] @ v
 
 
-def assert_close(found: mx.array, expected: np.ndarray, tolerance: float) -> None:
+def assert_close(found: mx.array, expected: np.ndarray, tolerance: float, least_scale: float = 1e-3) -> None:
     assert found.shape == expected.shape
-    worst = np.abs(wide(found) - expected).max() / max(1e-3, np.abs(expected).max())
+    worst = np.abs(wide(found) - expected).max() / max(least_scale, np.abs(expected).max())
     assert worst <= tolerance, f"off by {worst:.2e}"
 
 
@@ -141,6 +141,59 @@ def test_values_are_those_of_the_definition(level: str, case: dict[str, Any]) ->
 def test_the_definition_is_what_it_says(case: dict[str, Any]) -> None:
     arrays, arguments = made({**case, "dtype": mx.float32, "length": case["length"] % 9 + 1})
     assert_close(reference(*arrays, **arguments), exact(*arrays, **arguments), 4e-6)
+
+
+@settings(quick_settings, max_examples=12)
+@given(case=cases())
+def test_gradients_are_those_of_the_definition(level: str, case: dict[str, Any]) -> None:
+    """For q, k, v and the sinks, against the definition's own in float32."""
+    arrays, arguments = made({**case, "keys": case["keys"] % 300 + 1})
+    sinks = arguments.pop("sinks", None)
+    weight = normal(7, *arrays[0].shape[:3], case["value_width"])
+    primals = (*arrays, *([] if sinks is None else [sinks]))
+    numbers = tuple(range(len(primals)))
+
+    def loss(form: Any, *primals: mx.array) -> mx.array:
+        given = {"sinks": primals[3]} if len(primals) > 3 else {}
+        return (form(*primals[:3], **arguments, **given).astype(mx.float32) * weight).sum()
+
+    found = mx.grad(lambda *p: loss(attention, *p), argnums=numbers)(*primals)
+    plain = tuple(x.astype(mx.float32) for x in primals)
+    expected = mx.grad(lambda *p: loss(reference, *p), argnums=numbers)(*plain)
+    for ours, theirs in zip(found, expected, strict=True):
+        if not np.isnan(wide(theirs)).any():
+            # Over one key the differences that the gradient is made of cancel to 0.
+            assert_close(ours, wide(theirs), 5 * TOLERANCE[case["dtype"]], least_scale=0.3)
+
+
+def test_gradients_are_those_of_finite_differences(level: str) -> None:
+    q, k, v = normal(0, 1, 4, 21, 20), normal(1, 1, 2, 33, 20), normal(2, 1, 2, 33, 24)
+    directions = normal(3, *q.shape), normal(4, *k.shape), normal(5, *v.shape)
+    weight = wide(normal(6, 1, 4, 21, 24))
+    arguments: dict[str, Any] = {"scale": 0.2, "mask": "causal", "window": 17}
+    _, slopes = mx.vjp(lambda *x: attention(*x, **arguments), (q, k, v), (mx.array(weight.astype(np.float32)),))
+    for i, direction in enumerate(directions):
+        step, ends = 2.0**-6, []
+        for sign in (-1, 1):
+            moved = [x + sign * step * direction if j == i else x for j, x in enumerate((q, k, v))]
+            ends.append((exact(*moved, **arguments) * weight).sum())
+        expected = (ends[1] - ends[0]) / (2 * step)
+        assert abs((wide(slopes[i]) * wide(direction)).sum() - expected) <= 1e-3 * max(1.0, abs(expected))
+
+
+def test_rows_that_see_nothing_still_pass_gradients_on(level: str) -> None:
+    q, k, v = normal(0, 1, 2, 20, 32), normal(1, 1, 2, 9, 32), normal(2, 1, 2, 9, 16)
+    ours = mx.grad(lambda *x: (attention(*x, scale=0.2, mask="causal") ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    theirs = mx.grad(lambda *x: (reference(*x, scale=0.2, mask="causal") ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    for one, other in zip(ours, theirs, strict=True):
+        assert_close(one, wide(other), 2e-5)
+
+
+def test_an_additive_mask_has_a_gradient(level: str) -> None:
+    q, k, mask = normal(0, 1, 2, 20, 32), normal(1, 1, 2, 9, 32), normal(2, 20, 9)
+    ours = mx.grad(lambda m: (attention(q, k, k, scale=0.2, mask=m) ** 2).sum())(mask)
+    theirs = mx.grad(lambda m: (reference(q, k, k, scale=0.2, mask=m) ** 2).sum())(mask)
+    assert_close(ours, wide(theirs), 2e-5)
 
 
 @pytest.mark.parametrize("length", [3, 40])
