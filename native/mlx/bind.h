@@ -11,6 +11,7 @@
 namespace optiq {
 
 void bind_delta(nanobind::module_& module);
+void bind_delta_rule(nanobind::module_& module);
 void bind_quantized(nanobind::module_& module);
 
 }  // namespace optiq

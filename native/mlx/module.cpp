@@ -28,5 +28,6 @@ NB_MODULE(_native, m) {
     m.def("set_threads", &optiq::set_pool_threads, "count"_a);
 
     optiq::bind_delta(m);
+    optiq::bind_delta_rule(m);
     optiq::bind_quantized(m);
 }

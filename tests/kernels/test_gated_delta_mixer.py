@@ -232,3 +232,38 @@ def test_wrong_shapes_say_what_is_wrong() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             run("native", arrays | {name: wrong}, **options)
+
+
+@pytest.mark.parametrize("level", LEVELS, indirect=True)
+@pytest.mark.parametrize(("L", "masked"), [(1, False), (9, True), (70, False), (130, True)])
+def test_gradients_of_all_inputs(level: str, L: int, masked: bool) -> None:
+    arrays, options = make(2, L, 1, 2, 24, 10)
+    rng = np.random.default_rng(5)
+    if masked:
+        options |= {"mask": mx.array(rng.random((2, L)) > 0.3), "ends": mx.array([L // 2, L])}
+    names = list(arrays)
+    weights = [mx.array(rng.standard_normal(x.shape).astype(np.float32)) for x in mixer(**arrays, **options)]
+
+    def gradients(form: str) -> list[mx.array]:
+        def loss(*values: mx.array) -> mx.array:
+            outputs = run(form, dict(zip(names, values, strict=True)), **options)
+            return sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
+
+        return mx.grad(loss, argnums=tuple(range(len(names))))(*arrays.values())
+
+    for name, found, expected in zip(names, gradients(level), gradients("reference"), strict=True):
+        scale = np.abs(np.array(expected)).max()
+        assert np.abs(np.array(found) - np.array(expected)).max() <= 1e-4 * scale, name
+
+
+@pytest.mark.parametrize("level", LEVELS, indirect=True)
+def test_gradients_have_the_types_of_their_inputs(level: str) -> None:
+    arrays, options = make(1, 5, 1, 1, 16, 16, dtype="bfloat16")
+    names = ("qkv", "taps", "a_log", "state")
+
+    def loss(*values: mx.array) -> mx.array:
+        return run(level, arrays | dict(zip(names, values, strict=True)), **options)[0].astype(mx.float32).sum()
+
+    found = mx.grad(loss, argnums=(0, 1, 2, 3))(*(arrays[n] for n in names))
+    assert [x.dtype for x in found] == [arrays[n].dtype for n in names]
+    assert [x.shape for x in found] == [arrays[n].shape for n in names]
