@@ -21,6 +21,18 @@ struct Carver {
     }
 };
 
+// x <- x scale / sqrt(|x|^2 + 1e-6) for every row, whose end is padded with zeros; `inverse` receives the roots' inverses.
+inline void normalise(float* x, int64_t row, int64_t count, int64_t width, float scale, float* inverse) {
+    constexpr float kEps = 1e-6f;  // mlx-lm models/gated_delta.py, normalize_qk
+    for (int64_t t = 0; t < count; t++, x += row) {
+        vf squares{};
+        for (int64_t c = 0; c < width; c += kLanes) squares = fma(load(x + c), load(x + c), squares);
+        const float root = 1.f / __builtin_sqrtf(sum(squares) + kEps);
+        if (inverse) inverse[t] = root;
+        for (int64_t c = 0; c < width; c += kLanes) store(x + c, load(x + c) * splat(scale * root));
+    }
+}
+
 // Keys and queries of one chunk, and their products with each other; rows beyond the chunk's tokens are zero.
 struct Keys {
     int64_t row;     // floats from token to token, padded(Dk)

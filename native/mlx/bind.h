@@ -14,8 +14,8 @@ void bind_dense(nanobind::module_& module);
 void bind_fused(nanobind::module_& module);
 void bind_cache(nanobind::module_& module);
 void bind_delta(nanobind::module_& module);
+void bind_delta_rule(nanobind::module_& module);
 void bind_quantized(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
-void bind_dense(nanobind::module_& module);
 
 }  // namespace optiq

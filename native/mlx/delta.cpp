@@ -2,12 +2,10 @@
 
 #include "kernels/delta.h"
 
-#include <optional>
-
 #include "core/pool.h"
 #include "core/scratch.h"
 #include "mlx/bind.h"
-#include "mlx/op.h"
+#include "mlx/delta.h"
 #include "mlx/view.h"
 
 namespace nb = nanobind;
@@ -15,8 +13,6 @@ using namespace nb::literals;
 
 namespace optiq {
 namespace {
-
-using Maybe = std::optional<mx::array>;
 
 // [B, L, channels] with a dense last axis, where it lies or as a copy.
 struct TokensView {
@@ -77,6 +73,39 @@ void run_mixer(const Arrays& in, Arrays& out, const DeltaShape& shape, Optional 
     });
 }
 
+// The same results from differentiable operations: what the derivative goes through.
+Arrays composed(const Arrays& in, const DeltaShape& shape, Optional given, float eps) {
+    const auto stream = cpu_stream();
+    const int B = in[kQkv].shape(0), L = in[kQkv].shape(1), C = in[kQkv].shape(2), K = in[kTaps].shape(1);
+    const auto number = [&](float x) { return mx::array(x); };
+    auto x = in[kQkv];
+    auto g = mx::exp(mx::negative(mx::multiply(
+        mx::exp(mx::astype(in[kALog], mx::float32, stream), stream),
+        mx::logaddexp(mx::add(mx::astype(in[kA], mx::float32, stream), mx::astype(in[kDtBias], mx::float32, stream), stream),
+                      number(0.f), stream), stream), stream), stream);
+    auto beta = mx::sigmoid(mx::astype(in[kB], mx::float32, stream), stream);
+    if (given.mask >= 0) {
+        const auto mask = mx::expand_dims(in[given.mask], -1, stream);
+        x = mx::where(mask, x, mx::zeros_like(x, stream), stream);
+        g = mx::where(mask, g, number(1.f), stream);
+        beta = mx::where(mask, beta, number(0.f), stream);
+    }
+    const auto tail = given.tail >= 0 ? in[given.tail] : mx::zeros({B, K - 1, C}, x.dtype(), stream);
+    const auto state = given.state >= 0
+                           ? in[given.state]
+                           : mx::zeros({B, int(shape.Hv), int(shape.Dv), int(shape.Dk)}, mx::float32, stream);
+    const auto [o, new_state] =
+        gated_delta_packed(causal_conv_silu(x, tail, in[kTaps]), g, beta, state, int(shape.Hk), int(shape.Dk));
+    const auto gates = mx::reshape(in[kZ], {B, L, int(shape.Hv), int(shape.Dv)}, stream);
+    const auto y = mx::reshape(gated_norm(o, gates, in[kNorm], eps), {B, L, int(shape.Hv * shape.Dv)}, stream);
+    const auto whole = mx::concatenate({tail, x}, 1, stream);
+    if (given.ends < 0) return {y, mx::slice(whole, {0, L, 0}, {B, L + K - 1, C}, stream), new_state};
+    const auto ends = mx::clip(in[given.ends], mx::array(0), mx::array(L), stream);
+    const auto positions = mx::add(mx::expand_dims(ends, -1, stream), mx::arange(K - 1, stream), stream);
+    const auto rows = mx::broadcast_to(mx::expand_dims(positions, -1, stream), {B, K - 1, C}, stream);
+    return {y, mx::take_along_axis(whole, rows, 1, stream), new_state};
+}
+
 void need(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(std::string("delta_mixer: ") + what);
 }
@@ -109,7 +138,17 @@ Arrays delta_mixer(const mx::array& qkv, const mx::array& z, const mx::array& a,
     given.mask = add(mask, {B, L}, mx::bool_, "the mask is [B, L]");
     given.ends = add(ends, {B}, mx::int32, "ends are [B]");
     const auto run = [=](const Arrays& in, Arrays& out) { run_mixer(in, out, shape, given, eps); };
-    auto op = std::make_shared<Op>(cpu_stream(), "OptiqDeltaMixer", run, Op::Vjp{}, Reuse{given.state, given.state < 0 ? -1 : 2});
+    const auto vjp = [=](const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {
+        Arrays wanted;
+        for (int i : argnums) wanted.push_back(primals[size_t(i)]);
+        const auto function = [&](const Arrays& some) {
+            Arrays all = primals;
+            for (size_t i = 0; i < argnums.size(); i++) all[size_t(argnums[i])] = some[i];
+            return composed(all, shape, given, eps);
+        };
+        return mx::vjp(function, wanted, cotangents).second;
+    };
+    auto op = std::make_shared<Op>(cpu_stream(), "OptiqDeltaMixer", run, vjp, Reuse{given.state, given.state < 0 ? -1 : 2});
     return make({{B, L, Hv * Dv}, {B, K - 1, C}, {B, Hv, Dv, key_dim}}, {type, type, mx::float32}, op, inputs);
 }
 

@@ -31,7 +31,7 @@ NB_MODULE(_native, m) {
     optiq::bind_fused(m);
     optiq::bind_cache(m);
     optiq::bind_delta(m);
+    optiq::bind_delta_rule(m);
     optiq::bind_quantized(m);
     optiq::bind_attention(m);
-    optiq::bind_dense(m);
 }

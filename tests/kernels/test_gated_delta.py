@@ -1,17 +1,35 @@
-"""The chunked gated delta rule against the recurrence that defines it: values, gradients, and inputs that break naive forms."""
+"""The gated delta rule's forms against the recurrence that defines it: values, gradients, and inputs that break naive forms."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import quick
-from optiq.kernels.gated_delta import chunked, sequential
+from optiq.kernels import native
+from optiq.kernels.gated_delta import chunked, gated_delta, sequential
 
 Inputs = tuple[mx.array, ...]
+Form = Callable[..., tuple[mx.array, mx.array]]
+LEVELS = () if native.module() is None else tuple(native.module().levels())
+
+
+@pytest.fixture(params=["chunked", *LEVELS])
+def form(request: pytest.FixtureRequest) -> Iterator[Form]:
+    """The chunked form in plain operations, then the native one on each instruction level."""
+    module = native.module()
+    if request.param not in LEVELS:
+        yield chunked
+        return
+    before = module.level()
+    module.set_level(request.param)
+    yield gated_delta
+    module.set_level(before)
 
 
 def inputs(
@@ -38,7 +56,7 @@ def inputs(
     )
 
 
-def gradients(form, arguments: Inputs) -> list[mx.array]:  # type: ignore[no-untyped-def]
+def gradients(form: Form, arguments: Inputs) -> list[mx.array]:
     """Gradients for all six inputs of a loss that depends on every output and on the final state.
 
     The decay's is taken for its logarithm: models compute g = exp(-something), and g times the gradient for g is what flows on.
@@ -56,13 +74,13 @@ def gradients(form, arguments: Inputs) -> list[mx.array]:  # type: ignore[no-unt
     return found
 
 
-def assert_same(arguments: Inputs, tolerance: float = 2e-5) -> None:
-    for found, expected in zip(chunked(*arguments), sequential(*arguments), strict=True):
+def assert_same(form: Form, arguments: Inputs, tolerance: float = 2e-5) -> None:
+    for found, expected in zip(form(*arguments), sequential(*arguments), strict=True):
         quick.assert_close(found, expected, tolerance)
 
 
-def assert_same_gradients(arguments: Inputs, tolerance: float = 1e-4) -> None:
-    for found, expected in zip(gradients(chunked, arguments), gradients(sequential, arguments), strict=True):
+def assert_same_gradients(form: Form, arguments: Inputs, tolerance: float = 1e-4) -> None:
+    for found, expected in zip(gradients(form, arguments), gradients(sequential, arguments), strict=True):
         quick.assert_close(found, expected, tolerance, least_scale=0.01)  # the other inputs' gradients are about 1
 
 
@@ -79,75 +97,75 @@ def test_the_recurrence_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 130])
-def test_values(length: int) -> None:
-    assert_same(inputs(length))
+def test_values(form: Form, length: int) -> None:
+    assert_same(form, inputs(length))
 
 
 @pytest.mark.parametrize("length", [1, 7, 70])
-def test_gradients_of_all_inputs_and_of_the_initial_state(length: int) -> None:
-    assert_same_gradients(inputs(length))
+def test_gradients_of_all_inputs_and_of_the_initial_state(form: Form, length: int) -> None:
+    assert_same_gradients(form, inputs(length))
 
 
 @pytest.mark.parametrize(("key_heads", "value_heads"), [(1, 1), (2, 2), (2, 4), (1, 3)])
-def test_key_heads_are_shared_by_neighbouring_value_heads(key_heads: int, value_heads: int) -> None:
+def test_key_heads_are_shared_by_neighbouring_value_heads(form: Form, key_heads: int, value_heads: int) -> None:
     arguments = inputs(40, key_heads, value_heads)
-    assert_same(arguments)
+    assert_same(form, arguments)
     q, k, v, g, beta, state = arguments
     last = value_heads - 1
     alone = sequential(
         q[:, :, -1:], k[:, :, -1:], v[:, :, last:], g[..., last:], beta[..., last:], state[:, last:]
     )  # the last value head belongs to the last key head
-    quick.assert_close(chunked(*arguments)[0][:, :, last:], alone[0], 2e-5)
+    quick.assert_close(form(*arguments)[0][:, :, last:], alone[0], 2e-5)
 
 
-def test_grouped_heads_have_the_right_gradients() -> None:
-    assert_same_gradients(inputs(20, key_heads=2, value_heads=4))
+def test_grouped_heads_have_the_right_gradients(form: Form) -> None:
+    assert_same_gradients(form, inputs(20, key_heads=2, value_heads=4))
 
 
-def test_no_state_is_a_state_of_zeros_and_float16_is_computed_in_float32() -> None:
+def test_no_state_is_a_state_of_zeros_and_float16_is_computed_in_float32(form: Form) -> None:
     q, k, v, g, beta, state = inputs(10)
-    with_zeros = chunked(q, k, v, g, beta, mx.zeros_like(state))
-    quick.assert_close(chunked(q, k, v, g, beta)[0], with_zeros[0], 0.0)
+    with_zeros = form(q, k, v, g, beta, mx.zeros_like(state))
+    quick.assert_close(form(q, k, v, g, beta)[0], with_zeros[0], 0.0)
     half = [x.astype(mx.float16) for x in (q, k, v, g, beta)]
-    assert all(x.dtype == mx.float32 for x in chunked(*half))
+    assert all(x.dtype == mx.float32 for x in form(*half))
 
 
-def test_a_text_in_two_parts_is_the_text_in_one() -> None:
+def test_a_text_in_two_parts_is_the_text_in_one(form: Form) -> None:
     q, k, v, g, beta, state = inputs(90)
-    first, middle = chunked(*(x[:, :37] for x in (q, k, v, g, beta)), state)
-    second, last = chunked(*(x[:, 37:] for x in (q, k, v, g, beta)), middle)
-    y, expected = chunked(q, k, v, g, beta, state)
+    first, middle = form(*(x[:, :37] for x in (q, k, v, g, beta)), state)
+    second, last = form(*(x[:, 37:] for x in (q, k, v, g, beta)), middle)
+    y, expected = form(q, k, v, g, beta, state)
     quick.assert_close(mx.concatenate([first, second], axis=1), y, 2e-5)
     quick.assert_close(last, expected, 2e-5)
 
 
 @pytest.mark.parametrize("decay", [1e-2, 1e-6])
-def test_strong_decay_is_finite_and_equal(decay: float) -> None:
+def test_strong_decay_is_finite_and_equal(form: Form, decay: float) -> None:
     q, k, v, g, beta, state = inputs(70)
     arguments = (q, k, v, mx.full(g.shape, decay), beta, state)
-    assert_same(arguments)
-    assert_same_gradients(arguments)
+    assert_same(form, arguments)
+    assert_same_gradients(form, arguments)
 
 
-def test_a_decay_that_forgets_everything_is_finite_forwards_and_backwards() -> None:
+def test_a_decay_that_forgets_everything_is_finite_forwards_and_backwards(form: Form) -> None:
     q, k, v, g, beta, state = inputs(70)
     arguments = (q, k, v, mx.where(mx.arange(70)[:, None] % 9 == 4, 0.0, g), beta, state)
-    assert_same(arguments)
-    assert all(np.isfinite(np.array(x)).all() for x in gradients(chunked, arguments))
+    assert_same(form, arguments)
+    assert all(np.isfinite(np.array(x)).all() for x in gradients(form, arguments))
 
 
-def test_identical_keys_with_full_steps_are_finite_and_equal() -> None:
+def test_identical_keys_with_full_steps_are_finite_and_equal(form: Form) -> None:
     """The system is then all ones below its diagonal: a series in its powers passes 1e17 before it ends."""
     q, k, v, g, beta, state = inputs(130)
     arguments = (q, mx.broadcast_to(k[:, :1], k.shape), v, mx.ones_like(g), mx.ones_like(beta), state)
-    assert_same(arguments, 1e-4)
-    assert_same_gradients(arguments, 1e-3)
+    assert_same(form, arguments, 1e-4)
+    assert_same_gradients(form, arguments, 1e-3)
 
 
-def test_steps_of_nearly_two_are_finite_and_equal() -> None:
+def test_steps_of_nearly_two_are_finite_and_equal(form: Form) -> None:
     """Some models allow negative eigenvalues: beta up to 2."""
     q, k, v, g, beta, state = inputs(100)
-    assert_same((q, mx.broadcast_to(k[:, :1], k.shape), v, mx.ones_like(g), mx.full(beta.shape, 1.9), state), 1e-3)
+    assert_same(form, (q, mx.broadcast_to(k[:, :1], k.shape), v, mx.ones_like(g), mx.full(beta.shape, 1.9), state), 1e-3)
 
 
 def test_the_chunk_length_does_not_matter() -> None:
@@ -159,7 +177,7 @@ def test_the_chunk_length_does_not_matter() -> None:
         quick.assert_close(last, state, 2e-5)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     length=st.integers(1, 80),
     key_heads=st.integers(1, 2),
@@ -170,6 +188,28 @@ def test_the_chunk_length_does_not_matter() -> None:
     seed=st.integers(0, 1000),
 )
 def test_any_shape_and_decay(
-    length: int, key_heads: int, group: int, key: int, value: int, least_decay: float, seed: int
+    form: Form, length: int, key_heads: int, group: int, key: int, value: int, least_decay: float, seed: int
 ) -> None:
-    assert_same(inputs(length, key_heads, key_heads * group, key, value, least_decay, seed), 1e-4)
+    assert_same(form, inputs(length, key_heads, key_heads * group, key, value, least_decay, seed), 1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 5, 70])
+def test_inputs_may_be_views_of_any_type(form: Form, length: int) -> None:
+    arguments = [x.astype(mx.bfloat16) for x in inputs(length)]
+    strided = [mx.repeat(x, 2, axis=-1)[..., ::2] for x in arguments]
+    for found, expected in zip(form(*strided), form(*arguments), strict=True):
+        assert found.dtype == mx.float32
+        quick.assert_close(found, expected, 0.0)
+    for found, x in zip(gradients(form, tuple(strided)), arguments, strict=True):
+        assert found.dtype == x.dtype and found.shape == x.shape
+
+
+@pytest.mark.parametrize("form", LEVELS, indirect=True)
+def test_a_row_has_the_same_gradients_in_any_company(form: Form) -> None:
+    q, k, v, g, beta, state = inputs(70)
+
+    def of(*arguments: mx.array) -> list[mx.array]:
+        return mx.grad(lambda *a: sum(x.square().sum() for x in form(*a)), argnums=tuple(range(6)))(*arguments)
+
+    for found, expected in zip(of(q, k, v, g, beta, state), of(*(x[:1] for x in (q, k, v, g, beta, state))), strict=True):
+        assert mx.array_equal(found[:1], expected).item()

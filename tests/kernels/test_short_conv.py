@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 
 import quick
+from optiq.kernels import native
+from optiq.kernels import short_conv as kernels
 from optiq.kernels.short_conv import ShortConv, replaceable, short_conv
+
+LEVELS = () if native.module() is None else tuple(native.module().levels())
+
+
+@pytest.fixture(params=["reference", *LEVELS], autouse=True)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The definition, then the native form on each instruction level."""
+    module = native.module()
+    if request.param == "reference":
+        monkeypatch.setattr(native, "module", lambda: None)
+        yield request.param
+        return
+    before = module.level()
+    module.set_level(request.param)
+    yield request.param
+    module.set_level(before)
 
 
 def conv(taps: int = 4, channels: int = 6, bias: bool = False) -> nn.Conv1d:
@@ -44,6 +64,38 @@ def test_gradients() -> None:
 
     for found, expected in zip(by(short_conv), by(lambda x, w: mx.conv1d(x, w, groups=6)), strict=True):
         quick.assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS, indirect=True)
+@pytest.mark.parametrize(("rows", "length", "channels", "taps"), [(1, 1, 1, 4), (3, 5, 70, 4), (2, 9, 129, 3), (2, 1, 17, 8)])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16], ids=str)
+@pytest.mark.parametrize("silu", [False, True])
+def test_native_values_and_gradients(
+    level: str, rows: int, length: int, channels: int, taps: int, dtype: mx.Dtype, silu: bool
+) -> None:
+    """Odd sizes and all types, against the definition in float32 with the same inputs."""
+    rng = np.random.default_rng(taps)
+    x, w, out = (
+        mx.array(rng.standard_normal(shape).astype(np.float32)).astype(dtype)
+        for shape in ((rows, length + taps - 1, channels), (channels, taps, 1), (rows, length, channels))
+    )
+
+    def definition(x: mx.array, w: mx.array) -> mx.array:
+        y = kernels.reference(x.astype(mx.float32), w.astype(mx.float32))
+        return nn.silu(y) if silu else y
+
+    def native_form(x: mx.array, w: mx.array) -> mx.array:
+        return native.module().short_conv(x, w, silu)
+
+    def gradients(form):  # type: ignore[no-untyped-def]
+        return mx.grad(lambda x, w: (form(x, w).astype(mx.float32) * out).sum(), argnums=(0, 1))(x, w)
+
+    tolerance = {mx.float32: 2e-6, mx.bfloat16: 4e-3, mx.float16: 5e-4}[dtype]
+    assert native_form(x, w).dtype == dtype
+    quick.assert_close(native_form(x, w).astype(mx.float32), definition(x, w), tolerance)
+    for found, expected in zip(gradients(native_form), gradients(definition), strict=True):
+        assert found.dtype == dtype
+        quick.assert_close(found.astype(mx.float32), expected.astype(mx.float32), 2 * tolerance)
 
 
 def test_it_keeps_the_parameters_and_their_names() -> None:

@@ -21,8 +21,7 @@ from functools import cache
 import mlx.core as mx
 import mlx.nn as nn
 
-from optiq.kernels import native
-from optiq.kernels.short_conv import short_conv
+from optiq.kernels import native, short_conv
 
 CHUNK = 64
 NORM_EPS = 1e-6  # added to the squared lengths of keys and queries; mlx-lm models/gated_delta.py, normalize_qk
@@ -111,6 +110,21 @@ def chunked(
     return y.transpose(0, 2, 1, 3), state
 
 
+def gated_delta(
+    q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array | None = None
+) -> tuple[mx.array, mx.array]:
+    """The recurrence, by the native form where there is one, else by `chunked`; differentiable in all inputs.
+
+    The native form takes g as at least 1e-30, steps token by token up to 16 tokens, and while a derivative may be asked for keeps
+    the state at every 64th token, B Hv Dv Dk float32 each.
+
+    Returns:
+        y [B, L, Hv, Dv] and the final state [B, Hv, Dv, Dk], both float32.
+    """
+    fast = native.module()
+    return chunked(q, k, v, g, beta, state) if fast is None else fast.gated_delta(q, k, v, g, beta, state)
+
+
 def _prepare(q: mx.array, k: mx.array, v: mx.array, g: mx.array, beta: mx.array, state: mx.array | None) -> tuple[mx.array, ...]:
     """Float32, heads before tokens, key heads repeated to the value heads, a zero state where none was given."""
     B, _, Hk, Dk = q.shape
@@ -181,7 +195,8 @@ def mixer(
         y = norm o / sqrt(mean(o^2) + eps) silu(z)            o from the recurrence above, per value head
 
     Arithmetic is float32 and rounds once, at the end. A text of up to 16 tokens gives the same bits as its tokens one by one,
-    and a row the same bits whatever else is in the batch.
+    and a row the same bits whatever else is in the batch. The native form's derivative computes its parts once more (convolution,
+    delta rule, norm), so that a layer keeps nothing but its inputs.
 
     Args:
         qkv: [B, L, C], C = 2 Hk Dk + Hv Dv: queries, keys, values.
@@ -205,7 +220,7 @@ def mixer(
     Source: mlx-lm models/qwen3_5.py, GatedDeltaNet; it rounds to the model's type after every step.
     """
     fast = native.module()
-    if fast is None or taps.shape[1] > 8:
+    if fast is None or taps.shape[1] > short_conv.MOST_TAPS:
         form = mixer_reference
     else:
         form = fast.delta_mixer
@@ -242,7 +257,7 @@ def mixer_reference(
     else:
         positions = mx.clip(ends, 0, L)[:, None] + mx.arange(K - 1)
         new_tail = mx.take_along_axis(x, positions[..., None], axis=1)
-    x = nn.silu(short_conv(x.astype(mx.float32), taps.astype(mx.float32)))
+    x = nn.silu(short_conv.reference(x.astype(mx.float32), taps.astype(mx.float32)))
     q, k, v = mx.split(x, [key_heads * key_dim, 2 * key_heads * key_dim], axis=-1)
     q, k = (t.reshape(B, L, key_heads, key_dim) for t in (q, k))
     q, k = (t * mx.rsqrt((t * t).sum(-1, keepdims=True) + NORM_EPS) for t in (q, k))

@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 
 from optiq.errors import ModelError
-from optiq.kernels import attention, gated_delta
+from optiq.kernels import attention, gated_delta, native
 
 PACKAGE = "optiq_arch"
 
@@ -126,7 +126,7 @@ def _scaled_dot_product_attention(stock: types.ModuleType) -> Any:
 
 
 def _gated_delta_update(stock: types.ModuleType) -> Any:
-    """mlx-lm's `gated_delta_update` with the chunked form wherever the stock code would loop over tokens."""
+    """mlx-lm's `gated_delta_update` with our form of the rule wherever the stock code would loop over tokens."""
 
     def gated_delta_update(
         q: mx.array,
@@ -144,7 +144,7 @@ def _gated_delta_update(stock: types.ModuleType) -> Any:
         allow_neg_eigval: bool = False,
     ) -> tuple[mx.array, mx.array]:
         on_gpu = use_kernel and mx.default_device() == mx.gpu
-        if on_gpu or q.shape[1] == 1 or a.ndim != 3:
+        if on_gpu or a.ndim != 3 or (q.shape[1] == 1 and native.module() is None):
             return stock.gated_delta_update(
                 q,
                 k,
@@ -166,7 +166,7 @@ def _gated_delta_update(stock: types.ModuleType) -> Any:
             g = stock.compute_lower_bound_g(A_log, a, dt_bias, lower_bound)
         if mask is not None:  # a masked token leaves the state as it was
             g, beta = mx.where(mask[..., None], g, 1.0), mx.where(mask[..., None], beta, 0.0)
-        y, state = gated_delta.chunked(q, k, v, g, beta, state)
+        y, state = gated_delta.gated_delta(q, k, v, g, beta, state)
         return y.astype(q.dtype), state
 
     return gated_delta_update
