@@ -66,13 +66,12 @@ def wide(x: mx.array) -> np.ndarray:
     return np.array(x.astype(mx.float32)).astype(np.float64)
 
 
-def assert_near(found: mx.array, expected: np.ndarray, units: float = 4.0, dtype: mx.Dtype | None = None) -> None:
-    """Equal within so many units in the last place of `dtype` (default: that of `found`), of the value or, with float32's
-    unit, of the largest value."""
+def assert_near(found: mx.array, expected: np.ndarray, units: float = 4.0, scale: float = 1e-30) -> None:
+    """Equal within so many units in the last place: of the value in the type of `found`, plus, in float32, of the largest value
+    or of `scale`, which is that of the terms that cancel."""
     assert tuple(found.shape) == expected.shape
     got = wide(found)
-    unit = UNIT[dtype or found.dtype]
-    bound = units * (unit * np.abs(expected) + UNIT[mx.float32] * max(1e-30, np.abs(expected).max(initial=0.0)))
+    bound = units * (UNIT[found.dtype] * np.abs(expected) + UNIT[mx.float32] * max(scale, np.abs(expected).max(initial=0.0)))
     if found.dtype == mx.float16:
         bound = bound + 2.0**-24  # half of the smallest step
     excess = np.abs(got - expected) / bound

@@ -39,4 +39,5 @@ def rope(
     fast = native.module()
     if fast is None:
         return mx.fast.rope(x, dims, traditional=traditional, base=base, scale=scale, offset=offset, freqs=freqs)
-    return fast.rope(x, dims, traditional, base, scale, offset, freqs)
+    turned: mx.array = fast.rope(x, dims, traditional, base, scale, offset, freqs)
+    return turned
