@@ -46,14 +46,15 @@ def test_values_and_derivatives(name: str, shape: tuple[int, ...], dtype: mx.Dty
     g = floats.wide(floats.array(rng.standard_normal(shape), dtype))
     with floats.level(name):
         for key, form in ONE.items():
-            floats.assert_near(getattr(gates, key)(first), form(a))
+            floats.assert_near(getattr(gates, key)(first), form(a), scale=1e-3)  # GELU's tail is small and a long way from 1
             (found,) = floats.gradients(getattr(gates, key), (first,), g)
-            floats.assert_near(found, g * np.imag(form(a + 1e-30j)) / 1e-30, 8)
+            floats.assert_near(found, g * np.imag(form(a + 1e-30j)) / 1e-30, 8, np.abs(g).max())
         for key, form in TWO.items():
-            floats.assert_near(getattr(gates, key)(first, second), form(a, u))
+            floats.assert_near(getattr(gates, key)(first, second), form(a, u), scale=1e-3)
             found = floats.gradients(getattr(gates, key), (first, second), g)
-            floats.assert_near(found[0], g * np.imag(form(a + 1e-30j, u)) / 1e-30, 8)
-            floats.assert_near(found[1], g * np.imag(form(a, u + 1e-30j)) / 1e-30, 8)
+            scale = np.abs(g).max() * max(np.abs(a).max(), np.abs(u).max())  # of the terms that a derivative adds
+            floats.assert_near(found[0], g * np.imag(form(a + 1e-30j, u)) / 1e-30, 8, scale)
+            floats.assert_near(found[1], g * np.imag(form(a, u + 1e-30j)) / 1e-30, 8, scale)
 
 
 @pytest.mark.parametrize("key", [*ONE, *TWO])
