@@ -16,14 +16,10 @@ void bind_cache(nanobind::module_& module);
 void bind_delta(nanobind::module_& module);
 void bind_quantized(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
-void bind_delta(nanobind::module_& module);
-void bind_dense(nanobind::module_& module);
 void bind_embedding(nanobind::module_& module);
-void bind_fused(nanobind::module_& module);
 void bind_gates(nanobind::module_& module);
 void bind_loss(nanobind::module_& module);
 void bind_norm(nanobind::module_& module);
-void bind_quantized(nanobind::module_& module);
 void bind_rotary(nanobind::module_& module);
 
 }  // namespace optiq

@@ -33,13 +33,9 @@ NB_MODULE(_native, m) {
     optiq::bind_delta(m);
     optiq::bind_quantized(m);
     optiq::bind_attention(m);
-    optiq::bind_delta(m);
-    optiq::bind_dense(m);
     optiq::bind_embedding(m);
-    optiq::bind_fused(m);
     optiq::bind_gates(m);
     optiq::bind_loss(m);
     optiq::bind_norm(m);
-    optiq::bind_quantized(m);
     optiq::bind_rotary(m);
 }
