@@ -17,5 +17,10 @@ void bind_delta(nanobind::module_& module);
 void bind_delta_rule(nanobind::module_& module);
 void bind_quantized(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
+void bind_embedding(nanobind::module_& module);
+void bind_gates(nanobind::module_& module);
+void bind_loss(nanobind::module_& module);
+void bind_norm(nanobind::module_& module);
+void bind_rotary(nanobind::module_& module);
 
 }  // namespace optiq

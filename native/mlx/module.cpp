@@ -34,4 +34,9 @@ NB_MODULE(_native, m) {
     optiq::bind_delta_rule(m);
     optiq::bind_quantized(m);
     optiq::bind_attention(m);
+    optiq::bind_embedding(m);
+    optiq::bind_gates(m);
+    optiq::bind_loss(m);
+    optiq::bind_norm(m);
+    optiq::bind_rotary(m);
 }

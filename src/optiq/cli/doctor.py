@@ -167,7 +167,7 @@ def _kernels() -> Check:
         return Check("kernels", "ok", f"native, {choice.level} ({choice.reason}), {choice.threads} threads")
     if choice.name == "stock":
         return Check("kernels", "ok", f"MLX's own: {choice.reason}")
-    return Check("kernels", "warn", f"definitions alone, slow: {choice.reason}", "see docs/conventions.md, \"Native parts\"")
+    return Check("kernels", "warn", f"definitions alone, slow: {choice.reason}", 'see docs/conventions.md, "Native parts"')
 
 
 def _kernel_speed() -> list[Check]:

@@ -1,0 +1,45 @@
+"""Softmax, logsumexp and cross entropy along the last axis.
+
+    cross_entropy = logsumexp(logits) - logits[target]        its derivative: g (softmax(logits) - [v = target])
+
+The definitions are MLX's operations, cross entropy in float32. The native forms (native/kernels/loss.h) keep no matrix beyond
+the logits and, on the way back, their gradient, which is made from the logits and the saved logsumexp in one pass.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from optiq.kernels import native
+
+
+def softmax(x: mx.array) -> mx.array:
+    """Softmax along the last axis, computed in float32, in the type of `x`."""
+    fast = native.module()
+    return mx.softmax(x, axis=-1, precise=True) if fast is None else fast.softmax(x)
+
+
+def logsumexp(x: mx.array) -> mx.array:
+    """[...] in the type of `x` [..., V], computed in float32."""
+    fast = native.module()
+    return mx.logsumexp(x.astype(mx.float32), axis=-1).astype(x.dtype) if fast is None else fast.logsumexp(x)
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """Negative log-likelihood of each target.
+
+    Args:
+        logits: [..., V], any float type.
+        targets: [...], whole numbers below V.
+
+    Returns:
+        [...], float32, nats.
+    """
+    fast = native.module()
+    return cross_entropy_reference(logits, targets) if fast is None else fast.cross_entropy(logits, targets)
+
+
+def cross_entropy_reference(logits: mx.array, targets: mx.array) -> mx.array:
+    """The definition."""
+    wide = logits.astype(mx.float32)
+    return mx.logsumexp(wide, axis=-1) - mx.take_along_axis(wide, targets[..., None], axis=-1)[..., 0]
