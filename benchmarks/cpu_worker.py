@@ -1,0 +1,235 @@
+"""One MLX side of `cpu.py` in a process of its own: `ours` (loaded by optiq) or `stock` (mlx-lm alone, optiq never imported).
+
+    python benchmarks/cpu_worker.py ours|stock
+
+One JSON request per line on stdin, one JSON reply per line on stdout:
+
+    {"do": "about"}                                              -> versions, kernels, threads
+    {"do": "load", "model": DIR}                                 -> {}
+    {"do": "read", "tokens": N}                                  -> {"seconds": …}  from empty caches to the first new token
+    {"do": "fill", "depth": N}                                   -> {"cache_bytes": …, "state_bytes": …, "seconds": …}
+    {"do": "decode", "tokens": N}                                -> {"seconds": …}  from the filled caches, the same each time
+    {"do": "dense", "dtype": "bfloat16", "shape": [M, K, N]}     -> {"seconds": …}  of one linear(x [M, K], w [N, K])
+    {"do": "train", "model": DIR, "ids": FILE.npy}               -> {"seconds": …, "loss": …, "gradient_norm": …}
+
+Nothing but the sides' own libraries is imported, so that `stock` is what a user of mlx-lm has.
+"""
+
+# ruff: noqa: E402 (optiq goes first)
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+import time
+from functools import cache
+from typing import Any
+
+SIDE = sys.argv[1] if len(sys.argv) > 1 else "ours"
+if SIDE == "ours":
+    import optiq  # before MLX, which it gives a fast BLAS
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+
+CHUNK = 512  # tokens of the prompt per step, as in llama.cpp's default
+FILL_SECONDS = 0.5  # repeated products
+VOCABULARY = 4000  # ids are drawn below this, in every tokenizer's range
+
+
+def open_model(model_dir: str) -> Any:
+    """The model as this side loads it."""
+    if SIDE == "ours":
+        return optiq.load(model_dir)[0]
+    from mlx_lm import load
+
+    return load(model_dir)[0]
+
+
+class Engine:
+    """Generation on one side, the only place that knows how: read tokens, then draw tokens one by one."""
+
+    def __init__(self, model: Any) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self._model, self._fresh = model, lambda: make_prompt_cache(model)
+        self.caches = self._fresh()
+
+    def clear(self) -> None:
+        """Empty caches."""
+        self.caches = self._fresh()
+
+    def read(self, ids: list[int]) -> None:
+        """Let the caches see tokens, in chunks; logits are not asked for."""
+        for start in range(0, len(ids), CHUNK):
+            self._model(mx.array([ids[start : start + CHUNK]]), cache=self.caches)
+            mx.eval([cache.state for cache in self.caches])
+
+    def draw(self, last: int, count: int) -> list[int]:
+        """The greedy tokens after `last`; the step for the next one is launched before this one is waited for."""
+        token, drawn = self._step(mx.array([last])), []
+        for i in range(count):
+            following = self._step(token) if i + 1 < count else None
+            drawn.append(int(token.item()))
+            token = following
+        return drawn
+
+    def _step(self, token: mx.array) -> mx.array:
+        drawn = mx.argmax(self._model(token[None], cache=self.caches)[0, -1:], axis=-1)
+        mx.async_eval(drawn)
+        return drawn
+
+    def saved(self) -> list[Any]:
+        """The caches as they are now. Key and value buffers are shared: what a later run appends lies behind the offset."""
+        kept = [copy.copy(entry) for entry in self.caches]
+        for entry in kept:
+            for name, value in vars(entry).items():
+                if isinstance(value, list):
+                    setattr(entry, name, list(value))
+        return kept
+
+    def restore(self, kept: list[Any]) -> None:
+        """Go back to what `saved` returned, which stays usable."""
+        self.caches = kept
+        self.caches = self.saved()
+
+
+class Side:
+    """The requests."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._kept: list[Any] = []
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise SystemExit("no model: send load first")
+        return self._engine
+
+    def about(self) -> dict[str, Any]:
+        """Versions, and which kernels compute."""
+        found: dict[str, Any] = {"side": SIDE, "mlx": mx.__version__, "optiq": "optiq" in sys.modules}
+        if SIDE == "ours":
+            from optiq.kernels import blas
+
+            found["blas"] = vars(blas.preload())
+            try:
+                from optiq.kernels import native
+            except ImportError:
+                return found
+            found["kernels"] = vars(native.choice())
+        return found
+
+    def load(self, model: str) -> dict[str, Any]:
+        """Open a model and read two tokens with it: lazy weights are in memory afterwards."""
+        self._engine = Engine(open_model(model))
+        self._engine.draw(1, 1)
+        return {}
+
+    def read(self, tokens: int) -> dict[str, float]:
+        """Seconds from empty caches to the first drawn token."""
+        ids = tokens_of(tokens)
+        self.engine.clear()
+        start = time.perf_counter()
+        self.engine.read(ids[:-1])
+        self.engine.draw(ids[-1], 1)
+        return {"seconds": time.perf_counter() - start}
+
+    def fill(self, depth: int) -> dict[str, float]:
+        """Caches that have seen `depth` tokens and one more, which makes room for the next; their bytes by kind."""
+        start = time.perf_counter()
+        self.engine.clear()
+        self.engine.read(tokens_of(depth))
+        self.engine.draw(1, 1)
+        self._kept = self.engine.saved()
+        sizes = cache_sizes(self._kept)
+        return sizes | {"seconds": time.perf_counter() - start}
+
+    def decode(self, tokens: int) -> dict[str, float]:
+        """Seconds of drawing tokens from the filled caches."""
+        self.engine.restore(self._kept)
+        start = time.perf_counter()
+        self.engine.draw(1, tokens)
+        return {"seconds": time.perf_counter() - start}
+
+    def dense(self, dtype: str, shape: list[int]) -> dict[str, float]:
+        """Seconds of one product, averaged over as many as fill `FILL_SECONDS` after one that warms up."""
+        layer, x = operands(dtype, *shape)
+        mx.eval(layer(x))
+        count, start = 0, time.perf_counter()
+        while count < 2 or time.perf_counter() - start < FILL_SECONDS:
+            mx.eval(layer(x))
+            count += 1
+        return {"seconds": (time.perf_counter() - start) / count}
+
+    def train(self, model: str, ids: str) -> dict[str, float]:
+        """Seconds of one step forward and back in float32, its loss in nats per token, the norm of the gradient."""
+        module, step = training(model)
+        tokens = mx.array(np.load(ids))
+        mx.eval(tokens)
+        start = time.perf_counter()
+        loss, gradients = step(module, tokens)
+        mx.eval(loss, gradients)
+        seconds = time.perf_counter() - start
+        squares = [array.square().sum() for _, array in tree_flatten(gradients)]
+        return {"seconds": seconds, "loss": loss.item(), "gradient_norm": math.sqrt(mx.stack(squares).sum().item())}
+
+
+def tokens_of(count: int) -> list[int]:
+    """The same random ids each time."""
+    return np.random.default_rng(0).integers(1, VOCABULARY, count).tolist()
+
+
+def cache_sizes(caches: list[Any]) -> dict[str, int]:
+    """Bytes of keys and values of the tokens seen, without room for later ones, and of states of fixed size."""
+    sizes = {"cache_bytes": 0, "state_bytes": 0}
+    for entry in caches:
+        arrays = [array for _, array in tree_flatten([entry.state]) if isinstance(array, mx.array)]
+        if offset := getattr(entry, "offset", 0):  # [B, G, room, D]
+            sizes["cache_bytes"] += sum(array.nbytes * min(offset, array.shape[2]) // array.shape[2] for array in arrays)
+        else:
+            sizes["state_bytes"] += sum(array.nbytes for array in arrays)
+    return sizes
+
+
+@cache
+def operands(dtype: str, rows: int, inner: int, columns: int) -> tuple[nn.Module, mx.array]:
+    """A linear layer without bias [N, K] and its input [M, K], normal."""
+    kind = getattr(mx, dtype)
+    layer = nn.Linear(inner, columns, bias=False)
+    layer.weight = mx.random.normal((columns, inner)).astype(kind)
+    x = mx.random.normal((rows, inner)).astype(kind)
+    mx.eval(layer.weight, x)
+    return layer, x
+
+
+@cache
+def training(model_dir: str) -> tuple[nn.Module, Any]:
+    """The model in float32 and in training mode; a function that gives loss and gradients."""
+    model = open_model(model_dir)
+    model.update(tree_map(lambda array: array.astype(mx.float32), model.parameters()))
+    model.train()
+    mx.eval(model.parameters())
+
+    def loss(model: nn.Module, tokens: mx.array) -> mx.array:
+        logits = model(tokens)[:, :-1]
+        return nn.losses.cross_entropy(logits, tokens[:, 1:], reduction="mean")
+
+    return model, nn.value_and_grad(model, loss)
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    side = Side()
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(getattr(side, request.pop("do"))(**request)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
