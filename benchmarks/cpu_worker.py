@@ -54,9 +54,12 @@ class Engine:
     """Generation on one side, the only place that knows how: read tokens, then draw tokens one by one."""
 
     def __init__(self, model: Any) -> None:
-        from mlx_lm.models.cache import make_prompt_cache
+        if SIDE == "ours":
+            from optiq.models.caches import make_caches
+        else:
+            from mlx_lm.models.cache import make_prompt_cache as make_caches
 
-        self._model, self._fresh = model, lambda: make_prompt_cache(model)
+        self._model, self._fresh = model, lambda: make_caches(model)
         self.caches = self._fresh()
 
     def clear(self) -> None:

@@ -10,6 +10,7 @@
 #include "kernels/quantized.h"
 #include "mlx/bind.h"
 #include "mlx/op.h"
+#include "mlx/quantized.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -60,6 +61,19 @@ class Prepared {
 // Output rows per task, by the bytes of codes alone.
 int64_t task_rows(const Coded& w) { return std::max<int64_t>(1, kTaskBytes / w.row_bytes()); }
 
+mx::array product(const mx::array& x, const Weight& w) {
+    const auto& [codes, scales, biases, group, bits] = w;
+    return quantized_matmul(x, codes, scales, biases, group, bits, true);
+}
+
+// The derivative by x alone, of the same function composed of single products.
+Op::Vjp by_composition(std::function<Arrays(const mx::array&)> function) {
+    return [=](const Arrays& primals, const Arrays& cotangents, const std::vector<int>& wanted, const Arrays&) {
+        if (wanted.size() != 1 || wanted[0] != 0) throw std::invalid_argument("coded weights have no derivative");
+        return mx::vjp([&](const Arrays& x) { return function(x[0]); }, Arrays{primals[0]}, cotangents).second;
+    };
+}
+
 void append(Arrays& inputs, const Weight& weight) {
     inputs.push_back(dense(std::get<0>(weight)));
     inputs.push_back(dense(std::get<1>(weight)));
@@ -103,8 +117,13 @@ std::vector<mx::array> project(const mx::array& x, const std::vector<Weight>& we
                                 part.w.rows);
         });
     };
-    return make(shapes, std::vector<mx::Dtype>(shapes.size(), x.dtype()), std::make_shared<Op>(cpu_stream(), "OptiqProject", run),
-                std::move(inputs));
+    const auto vjp = by_composition([=](const mx::array& x) {
+        Arrays all;
+        for (const auto& weight : weights) all.push_back(product(x, weight));
+        return all;
+    });
+    return make(shapes, std::vector<mx::Dtype>(shapes.size(), x.dtype()),
+                std::make_shared<Op>(cpu_stream(), "OptiqProject", run, vjp), std::move(inputs));
 }
 
 mx::array mlp(const mx::array& x, const Weight& gate, const Weight& up, const Weight& down) {
@@ -140,7 +159,11 @@ mx::array mlp(const mx::array& x, const Weight& gate, const Weight& up, const We
     };
     auto shape = x.shape();
     shape.back() = std::get<0>(down).shape(0);
-    return make_one(shape, x.dtype(), std::make_shared<Op>(cpu_stream(), "OptiqMlp", run), std::move(inputs));
+    const auto vjp = by_composition([=](const mx::array& x) {
+        const mx::array g = product(x, gate);
+        return Arrays{product(mx::multiply(mx::multiply(g, mx::sigmoid(g)), product(x, up)), down)};
+    });
+    return make_one(shape, x.dtype(), std::make_shared<Op>(cpu_stream(), "OptiqMlp", run, vjp), std::move(inputs));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <functional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/half.h"
@@ -74,8 +75,18 @@ class Op : public mx::Primitive {
 
 inline mx::Stream cpu_stream() { return mx::default_stream(mx::Device(mx::Device::cpu)); }
 
-// Row-major without gaps, as every kernel reads its inputs; copies only what is not.
-inline mx::array dense(const mx::array& x) { return mx::contiguous(x, false, cpu_stream()); }
+// Whether x is known to lie row-major without gaps: as evaluated, as our own operations leave it, or a new shape of that.
+inline bool is_dense(const mx::array& x) {
+    if (x.status() != mx::array::Status::unscheduled) return x.flags().row_contiguous;
+    if (!x.has_primitive()) return false;
+    const auto& maker = x.primitive();
+    if (dynamic_cast<const Op*>(&maker)) return true;
+    return std::string_view(maker.name()) == "Reshape" && is_dense(x.inputs()[0]);
+}
+
+// Row-major without gaps, as every kernel reads its inputs; copies only what is not, and adds a node to the graph only where
+// it is not known: a decoding step has hundreds of weights.
+inline mx::array dense(const mx::array& x) { return is_dense(x) ? x : mx::contiguous(x, false, cpu_stream()); }
 inline mx::array dense(const mx::array& x, mx::Dtype type) { return dense(mx::astype(x, type, cpu_stream())); }
 
 inline Arrays make(std::vector<mx::Shape> shapes, const std::vector<mx::Dtype>& types, std::shared_ptr<Op> op, Arrays inputs) {

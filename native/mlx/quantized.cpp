@@ -3,6 +3,7 @@
 #include "kernels/multiply.h"
 #include "mlx/bind.h"
 #include "mlx/op.h"
+#include "mlx/quantized.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -55,25 +56,6 @@ void coded_product(const Coded& w, bool transpose, const void* x, Float type, in
     const int64_t depth = transpose ? w.columns : w.rows, width = transpose ? w.rows : w.columns;
     const Side p{x, type, rows, depth, depth, false, nullptr}, a{nullptr, type, width, depth, 0, !transpose, &w};
     multiply(p, a, type, y, type, width);
-}
-
-mx::array quantized_matmul(const mx::array& x, const mx::array& codes, const mx::array& scales, const mx::array& biases,
-                           int group_size, int bits, bool transpose) {
-    check_coded(codes, scales, biases, group_size, bits, x.shape(-1), transpose);
-    auto shape = x.shape();
-    shape.back() = transpose ? codes.shape(-2) : codes.shape(-1) * 32 / bits;
-    if (x.size() == 0) return mx::zeros(shape, x.dtype(), cpu_stream());
-    const auto run = [=](const Arrays& in, Arrays& out) {
-        const Coded w = coded(in[1], in[2], in[3], group_size, bits);
-        const int64_t rows = int64_t(in[0].size()) / in[0].shape(-1);
-        coded_product(w, transpose, data(in[0]), float_of(in[0]), rows, data(out[0]));
-    };
-    const auto vjp = [=](const Arrays& in, const Arrays& cotangents, const std::vector<int>& wanted, const Arrays&) {
-        if (wanted.size() != 1 || wanted[0] != 0) throw std::invalid_argument("quantized_matmul has no derivative by its weights");
-        return Arrays{quantized_matmul(cotangents[0], in[1], in[2], in[3], group_size, bits, !transpose)};
-    };
-    auto op = std::make_shared<Op>(cpu_stream(), "OptiqQuantizedMatmul", run, vjp);
-    return make_one(shape, x.dtype(), op, {dense(x), dense(codes), dense(scales), dense(biases)});
 }
 
 // Which rows meet which expert. Entry n, a cell of `indices`, has M rows: those of x's cell from[n], and M rows of y.
@@ -263,6 +245,25 @@ mx::array dequantize_rows(const mx::array& indices, const mx::array& codes, cons
 }
 
 }  // namespace
+
+mx::array quantized_matmul(const mx::array& x, const mx::array& codes, const mx::array& scales, const mx::array& biases,
+                           int group_size, int bits, bool transpose) {
+    check_coded(codes, scales, biases, group_size, bits, x.shape(-1), transpose);
+    auto shape = x.shape();
+    shape.back() = transpose ? codes.shape(-2) : codes.shape(-1) * 32 / bits;
+    if (x.size() == 0) return mx::zeros(shape, x.dtype(), cpu_stream());
+    const auto run = [=](const Arrays& in, Arrays& out) {
+        const Coded w = coded(in[1], in[2], in[3], group_size, bits);
+        const int64_t rows = int64_t(in[0].size()) / in[0].shape(-1);
+        coded_product(w, transpose, data(in[0]), float_of(in[0]), rows, data(out[0]));
+    };
+    const auto vjp = [=](const Arrays& in, const Arrays& cotangents, const std::vector<int>& wanted, const Arrays&) {
+        if (wanted.size() != 1 || wanted[0] != 0) throw std::invalid_argument("quantized_matmul has no derivative by its weights");
+        return Arrays{quantized_matmul(cotangents[0], in[1], in[2], in[3], group_size, bits, !transpose)};
+    };
+    auto op = std::make_shared<Op>(cpu_stream(), "OptiqQuantizedMatmul", run, vjp);
+    return make_one(shape, x.dtype(), op, {dense(x), dense(codes), dense(scales), dense(biases)});
+}
 
 void bind_quantized(nb::module_& m) {
     m.def("quantized_matmul", &quantized_matmul, "x"_a, "codes"_a, "scales"_a, "biases"_a, "group_size"_a, "bits"_a,

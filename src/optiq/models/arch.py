@@ -4,6 +4,7 @@ mlx-lm's files import what they share (attention, caches, the gated delta rule) 
 modules would not reach them, and would change them for everybody else. Instead the package `optiq_arch` has mlx-lm's models
 folder as its `__path__`: `optiq_arch.qwen3_5` is a second, private instance of that file, whose relative imports find
 
+    .activations   our own module around the stock one: SwiGLU by kernels.gates
     .base          our own module around the stock one: attention by kernels.attention
     .gated_delta   our own module around the stock one: chunked, differentiable (kernels.gated_delta)
     .cache         the stock module itself, so that its cache classes are the ones that everybody knows
@@ -21,7 +22,7 @@ from typing import Any
 import mlx.core as mx
 
 from optiq.errors import ModelError
-from optiq.kernels import attention, gated_delta, native
+from optiq.kernels import attention, gated_delta, gates, native
 
 PACKAGE = "optiq_arch"
 
@@ -80,6 +81,7 @@ def _alias_package() -> None:
     if PACKAGE in sys.modules:
         return
     import mlx_lm.models
+    import mlx_lm.models.activations
     import mlx_lm.models.base
     import mlx_lm.models.cache
     import mlx_lm.models.gated_delta
@@ -88,6 +90,7 @@ def _alias_package() -> None:
     package.__path__ = list(mlx_lm.models.__path__)
     base, delta = mlx_lm.models.base, mlx_lm.models.gated_delta
     presets = {
+        "activations": _with(mlx_lm.models.activations, swiglu=gates.swiglu),
         "base": _with(base, scaled_dot_product_attention=_scaled_dot_product_attention(base)),
         "cache": mlx_lm.models.cache,
         "gated_delta": _with(delta, gated_delta_update=_gated_delta_update(delta)),

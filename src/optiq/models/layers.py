@@ -17,8 +17,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from optiq.kernels import fused, gated_delta, native
-from optiq.kernels.quantized import quantized_matmul
+from optiq.kernels import fused, gated_delta, gates, native, norm, short_conv
+from optiq.kernels.dense import dense, gather_mm
+from optiq.kernels.embedding import embedding
+from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmul
+from optiq.kernels.rotary import rope
 from optiq.models import arch
 
 
@@ -40,9 +43,94 @@ class QuantizedEmbedding:
 
     fits = QuantizedLinear.fits
 
+    def __call__(self: Any, x: mx.array) -> mx.array:
+        """Token ids [...] to vectors [..., E]."""
+        return dequantize_rows(x, self["weight"], self["scales"], self["biases"], group_size=self.group_size, bits=self.bits)
+
     def as_linear(self: Any, x: mx.array) -> mx.array:
         """x [..., E] to logits [..., V]."""
         return quantized_matmul(x, self["weight"], self["scales"], self["biases"], group_size=self.group_size, bits=self.bits)
+
+
+class Linear:
+    """`nn.Linear`."""
+
+    @staticmethod
+    def fits(layer: Any) -> bool:
+        """Always."""
+        return True
+
+    def __call__(self: Any, x: mx.array) -> mx.array:
+        y = dense(x, self["weight"])
+        return y + self["bias"] if "bias" in self else y
+
+
+class Embedding:
+    """`nn.Embedding`, with a derivative that adds up in a fixed order."""
+
+    fits = Linear.fits
+
+    def __call__(self: Any, x: mx.array) -> mx.array:
+        """Token ids [...] to vectors [..., E]."""
+        return embedding(self["weight"], x)
+
+    def as_linear(self: Any, x: mx.array) -> mx.array:
+        """x [..., E] to logits [..., V]."""
+        return dense(x, self["weight"])
+
+
+class QuantizedSwitchLinear:
+    """mlx-lm's bank of quantized experts, in affine mode."""
+
+    fits = QuantizedLinear.fits
+
+    def __call__(self: Any, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        y = gather_qmm(
+            x, self["weight"], self["scales"], self["biases"], indices, group_size=self.group_size, bits=self.bits
+        )
+        return y + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else y
+
+
+class SwitchLinear:
+    """mlx-lm's bank of experts, for inference: the native form has no derivative by the weights."""
+
+    fits = Linear.fits
+
+    def __call__(self: Any, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
+        if self.training:
+            return super().__call__(x, indices, sorted_indices)  # type: ignore[misc]
+        y = gather_mm(x, self["weight"], indices)
+        return y + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else y
+
+
+class RMSNorm:
+    """`nn.RMSNorm`."""
+
+    fits = Linear.fits
+
+    def __call__(self: Any, x: mx.array) -> mx.array:
+        return norm.rms_norm(x, self["weight"], self.eps)
+
+
+class RoPE:
+    """`nn.RoPE`."""
+
+    fits = Linear.fits
+
+    def __call__(self: Any, x: mx.array, offset: int | mx.array = 0) -> mx.array:
+        """x [B, ..., L, D]."""
+        return rope(x, self.dims, traditional=self.traditional, base=self.base, scale=self.scale, offset=offset)
+
+
+class Convolution:
+    """A depthwise `nn.Conv1d` of a few taps, as recurrent layers have."""
+
+    fits = staticmethod(short_conv.replaceable)
+
+    def __call__(self: Any, x: mx.array) -> mx.array:
+        """x [B, L + K - 1, C]."""
+        y = short_conv.short_conv(x, self["weight"])
+        return y + self["bias"] if "bias" in self else y
 
 
 class GatedMLP:
@@ -117,7 +205,20 @@ class GatedAttention:
             keys, values = cache.update_and_fetch(keys, values)
         y = arch.shared("base").scaled_dot_product_attention(queries, keys, values, cache=cache, scale=self.scale, mask=mask)
         y = y.transpose(0, 2, 1, 3).reshape(B, L, -1)
-        return self.o_proj(y * mx.sigmoid(gate.reshape(B, L, -1)))
+        return self.o_proj(gates.sigmoid_gate(y, gate.reshape(B, L, -1)))
+
+
+class DecoderLayer:
+    """Qwen3.5's block: the stock code with the first residual and the second norm as one operation."""
+
+    fits = Linear.fits
+
+    def __call__(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        """x [B, L, E]; the block's output [B, L, E]."""
+        mixer = self.linear_attn if self.is_linear else self.self_attn
+        second = self.post_attention_layernorm
+        h, normed = norm.add_rms_norm(x, mixer(self.input_layernorm(x), mask, cache), second["weight"], second.eps)
+        return h + self.mlp(normed)
 
 
 def projections(x: mx.array, layers: list[Any]) -> list[mx.array]:
@@ -141,11 +242,19 @@ def _codes_alone(layer: Any) -> bool:
 
 # Qualified name of a stock class (alias package included) -> the form that takes its place.
 FORMS: dict[str, type] = {
+    "mlx.nn.layers.linear.Linear": Linear,
+    "mlx.nn.layers.embedding.Embedding": Embedding,
+    "mlx.nn.layers.normalization.RMSNorm": RMSNorm,
+    "mlx.nn.layers.positional_encoding.RoPE": RoPE,
+    "mlx.nn.layers.convolution.Conv1d": Convolution,
     "mlx.nn.layers.quantized.QuantizedLinear": QuantizedLinear,
     "mlx.nn.layers.quantized.QuantizedEmbedding": QuantizedEmbedding,
+    "optiq_arch.switch_layers.QuantizedSwitchLinear": QuantizedSwitchLinear,
+    "optiq_arch.switch_layers.SwitchLinear": SwitchLinear,
     "optiq_arch.qwen3_next.Qwen3NextMLP": GatedMLP,
     "optiq_arch.qwen3_next.Qwen3NextAttention": GatedAttention,
     "optiq_arch.qwen3_5.GatedDeltaNet": GatedDeltaNet,
+    "optiq_arch.qwen3_5.DecoderLayer": DecoderLayer,
 }
 
 
