@@ -161,9 +161,11 @@ inline uint32_t* block_row(uint32_t* block, int64_t rows, int plane, int64_t row
 }
 
 template <class F, class T>
-inline void fill_row(const T* data, int64_t depth, uint32_t* block, int64_t rows, int64_t row) {
+inline void fill_row(const T* data, int64_t depth, uint32_t* block, int64_t rows, int64_t row, int64_t ahead = 0) {
     const int64_t steps = steps_of<F>(depth);
     for (int64_t s = 0; s < steps; s += kLanes) {
+        // A block's row is a short stretch of memory: the processor's own prefetch would start too late.
+        if (ahead) _mm_prefetch(reinterpret_cast<const char*>(data + ahead + s * F::per_step), _MM_HINT_T0);
         vu parts[F::planes];
         load_along<F>(data + s * F::per_step, depth - s * F::per_step, parts);
         for (int i = 0; i < F::planes; i++) put(block_row<F>(block, rows, i, row) + s, parts[i]);
@@ -223,7 +225,7 @@ void fill(const Side& a, int64_t first, int64_t count, int64_t start, int64_t de
     with_float(a.type, [&]<class T>(T*) {
         const T* data = static_cast<const T*>(a.data);
         if (!a.across) {
-            for (int64_t r = 0; r < count; r++) fill_row<F>(data + (first + r) * a.stride + start, depth, block, rows, r);
+            for (int64_t r = 0; r < count; r++) fill_row<F>(data + (first + r) * a.stride + start, depth, block, rows, r, 4 * a.stride);
             return;
         }
         for (int64_t k = 0; k < steps_of<F>(depth); k += kLanes)
@@ -335,7 +337,6 @@ inline void fence() { __asm__ volatile("" ::: "memory"); }
 
 #if defined(__AVX512F__)
 typedef vf reg;
-typedef vf_loose reg_loose;
 constexpr int kTogether = 2, kRegs = 1;
 constexpr int64_t kStrip = 12;
 #else
@@ -352,7 +353,11 @@ inline reg multiply_add(uint32_t a, reg p, reg c) {
 #endif
     float x;
     std::memcpy(&x, &a, 4);
-    return (x - reg{}) * p + c;
+#if defined(__AVX512F__)
+    return (reg)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)p, (__m512)c);
+#else
+    return (reg)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)p, (__m256)c);
+#endif
 }
 
 // kStrip rows with PANELS panels.

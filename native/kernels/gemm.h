@@ -38,7 +38,7 @@ struct Side {
 };
 
 constexpr int64_t kPanel = 16;      // vectors of P in a panel
-constexpr int64_t kTaskPanels = 64;  // panels that share one decoded block of A; its sums stay in the second-level cache
+constexpr int64_t kTaskPanels = 64;  // at most, in a task
 
 struct GemmKernels {
     // How many numbers deep a block is, how many vectors of A a task takes, and the bytes of one packed panel of one block,

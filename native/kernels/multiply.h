@@ -10,35 +10,54 @@
 namespace optiq {
 
 constexpr int64_t kFewRows = 16;          // up to here rows are bit-equal whatever else is in the batch
-constexpr int64_t kRoundPanels = 256;     // panels that are packed at once: 4096 vectors
+constexpr int64_t kRoundBytes = Scratch::kKeep;  // of panels that are packed at once
+constexpr int64_t kGroupBytes = 1 << 20;  // of packed panels that a thread meets in turn with all of A: they stay in its cache
+
+// Panels of a task. Coded weights are decoded once a task, which takes as long as eight panels' products.
+inline int64_t group_panels(const Side& a, int64_t bytes_of_panel) {
+    return std::clamp<int64_t>(kGroupBytes / bytes_of_panel, a.coded ? 32 : 16, kTaskPanels);
+}
+
+// Working memory of this thread's tasks, kept: Scratch keeps one block, and the caller's packed panels are that.
+inline void* task_memory(size_t bytes) {
+    struct Block {
+        void* start = nullptr;
+        size_t size = 0;
+        ~Block() { std::free(start); }
+    };
+    static thread_local Block block;
+    if (block.size < bytes) {
+        std::free(block.start);
+        block = Block{};
+        block.size = (bytes + 4095) / 4096 * 4096;
+        block.start = std::aligned_alloc(64, block.size);
+        if (!block.start) throw std::bad_alloc();
+    }
+    return block.start;
+}
 
 // C[p, q] = sum_k P[p, k] A[q, k], C row by row of `type`; see kernels/gemm.h. `type` is that of the activations.
 inline void multiply(const Side& p, const Side& a, Float type, void* c, Float c_type, int64_t stride) {
+    if (p.count == 0 || a.count == 0) return;
     const GemmKernels& kernels = gemm();
     const int64_t depth = kernels.depth(type), width = kernels.width(type), panel_bytes = kernels.panel_bytes(type);
     const int64_t blocks = (a.depth + depth - 1) / depth, columns = (a.count + width - 1) / width;
-    if (p.count == 0 || a.count == 0) return;
-    if (a.depth == 0) {
-        for (int64_t i = 0; i < p.count; i++)
-            std::fill_n(static_cast<char*>(c) + i * stride * float_bytes(c_type), a.count * float_bytes(c_type), 0);
-        return;
-    }
-    for (int64_t start = 0; start < p.count; start += kRoundPanels * kPanel) {
+    const int64_t group = group_panels(a, blocks * panel_bytes);
+    const int64_t round = std::max<int64_t>(1, kRoundBytes / (blocks * panel_bytes * group)) * group * kPanel;
+    for (int64_t start = 0; start < p.count; start += round) {
         Side part = p;
-        part.count = std::min(p.count - start, kRoundPanels * kPanel);
-        const int64_t offset = start * (p.across ? 1 : p.stride);
-        part.data = static_cast<const char*>(p.data) + offset * float_bytes(p.type);
+        part.count = std::min(p.count - start, round);
+        part.data = static_cast<const char*>(p.data) + start * (p.across ? 1 : p.stride) * float_bytes(p.type);
         void* target = static_cast<char*>(c) + start * stride * float_bytes(c_type);
-        const int64_t panels = (part.count + kPanel - 1) / kPanel, groups = (panels + kTaskPanels - 1) / kTaskPanels;
+        const int64_t panels = (part.count + kPanel - 1) / kPanel, groups = (panels + group - 1) / group;
         Scratch packed(size_t(panels * blocks * panel_bytes));
         parallel(panels * blocks, [&](int64_t i) {
             kernels.pack(part, type, i % panels, i / panels, packed.as<char>() + i * panel_bytes);
         });
         parallel(columns * groups, [&](int64_t i) {
-            const int64_t first = i / groups * width, panel = i % groups * kTaskPanels;
-            Scratch scratch(size_t(kernels.scratch_bytes(type)));
+            const int64_t first = i % columns * width, panel = i / columns * group;
             kernels.task(a, type, first, std::min(width, a.count - first), part, packed.as<void>(), panel,
-                         std::min(kTaskPanels, panels - panel), target, c_type, stride, scratch.as<void>());
+                         std::min(group, panels - panel), target, c_type, stride, task_memory(size_t(kernels.scratch_bytes(type))));
         });
     }
 }

@@ -82,51 +82,99 @@ inline vf load_some(const void* p, Float type, int64_t at, int64_t count) {
     });
 }
 
-// The factor of each 32-bit lane of chunk c, a lane being four columns.
-template <int GROUP>
-inline vf factor(const float* factors, int64_t c) {
-    if constexpr (GROUP == 32) {
-        vf both;
-        for (int i = 0; i < kLanes; i++) both[i] = factors[2 * c + i / 8];
-        return both;
-    } else {
-        return splat(factors[GROUP == 64 ? c : c / 2]);
-    }
-}
-
 #if defined(__AVX512VNNI__)
+
+constexpr int kTogether = 4;  // activation rows
+constexpr int kChains = 2;    // of float sums, so that one does not wait for the other
+typedef vf Sums;
 
 template <int BITS>
 struct Codes {
     __m512i bytes;
-    Codes(const uint8_t* p, int count) : bytes(unpack<BITS>(p, count)) {}
-    vf dot(const int8_t* chunk) const {
+    static Codes whole(const uint8_t* p) { return {unpack<BITS>(p, 64)}; }
+    static Codes last(const uint8_t* p, int count) { return {unpack<BITS>(p, count)}; }
+
+    // Adds the chunk's products; each 32-bit lane is four columns.
+    template <int GROUP>
+    void add(const int8_t* chunk, const float* factors, int64_t c, Sums& sums) const {
         __m512i total = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes, _mm512_loadu_si512(chunk));
         total = _mm512_dpbusd_epi32(_mm512_slli_epi32(total, 8), bytes, _mm512_loadu_si512(chunk + 64));
-        return (vf)_mm512_cvtepi32_ps(total);
+        __m512 factor;
+        if constexpr (GROUP == 32)
+            factor = _mm512_mask_broadcastss_ps(_mm512_set1_ps(factors[2 * c]), 0xff00, _mm_load_ss(factors + 2 * c + 1));
+        else
+            factor = _mm512_set1_ps(factors[GROUP == 64 ? c : c / 2]);
+        sums = (vf)_mm512_fmadd_ps(_mm512_cvtepi32_ps(total), factor, (__m512)sums);
     }
 };
+
+inline vf lanes(Sums sums) { return sums; }
 
 #else
 
+constexpr int kTogether = 2, kChains = 1;
+struct Sums {
+    __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
+};
+
+// Sixteen codes at a time as 16-bit numbers. `whole` may read 15 bytes beyond the chunk's codes, `last` reads none.
 template <int BITS>
 struct Codes {
-    alignas(64) uint8_t bytes[64];
-    Codes(const uint8_t* p, int count) { unpack<BITS>(p, count, bytes); }
-    // The same sums per four columns as above, from products of 16-bit numbers.
-    vf dot(const int8_t* chunk) const {
-        vi total;
-        for (int part = 0; part < 4; part++) {
-            const __m256i codes = _mm256_cvtepu8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes + 16 * part)));
-            const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(chunk + 32 * part));
-            const __m256i pairs = _mm256_madd_epi16(codes, x);
-            const __m256i fours = _mm256_hadd_epi32(pairs, pairs);  // lanes 0 1 . . 4 5 . .
-            const __m128i four = _mm_unpacklo_epi64(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
-            std::memcpy(reinterpret_cast<char*>(&total) + 16 * part, &four, 16);
-        }
-        return __builtin_convertvector(total, vf);
+    __m256i part[4];
+
+    static __m256i sixteen(const uint8_t* p) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        if constexpr (BITS == 8) return _mm256_cvtepu8_epi16(bytes);
+        // The two bytes that hold a code, and the factor that moves its end to bit 16.
+        struct Table {
+            alignas(32) uint8_t bytes[32];
+            alignas(32) uint16_t shift[16];
+        };
+        static constexpr Table table = [] {
+            Table t{};
+            for (int i = 0; i < 16; i++) {
+                t.bytes[2 * i] = uint8_t(i * BITS / 8);
+                t.bytes[2 * i + 1] = uint8_t(i * BITS / 8 + 1);
+                t.shift[i] = uint16_t(1u << (8 - i * BITS % 8));
+            }
+            return t;
+        }();
+        const __m256i windows = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes),
+                                                    _mm256_load_si256(reinterpret_cast<const __m256i*>(table.bytes)));
+        const __m256i moved = _mm256_mullo_epi16(windows, _mm256_load_si256(reinterpret_cast<const __m256i*>(table.shift)));
+        return _mm256_and_si256(_mm256_srli_epi16(moved, 8), _mm256_set1_epi16((1 << BITS) - 1));
+    }
+
+    static Codes whole(const uint8_t* p) {
+        return {{sixteen(p), sixteen(p + 2 * BITS), sixteen(p + 4 * BITS), sixteen(p + 6 * BITS)}};
+    }
+
+    static Codes last(const uint8_t* p, int count) {
+        alignas(32) uint8_t copy[80]{};
+        std::memcpy(copy, p, size_t(count / 8 * BITS));
+        return whole(copy);
+    }
+
+    // Adds the chunk's products; each 32-bit lane is four columns.
+    template <int GROUP>
+    void add(const int8_t* chunk, const float* factors, int64_t c, Sums& sums) const {
+        const __m256i* x = reinterpret_cast<const __m256i*>(chunk);
+        const __m256i low = _mm256_add_epi32(_mm256_madd_epi16(part[0], _mm256_loadu_si256(x)),
+                                             _mm256_madd_epi16(part[1], _mm256_loadu_si256(x + 1)));
+        const __m256i high = _mm256_add_epi32(_mm256_madd_epi16(part[2], _mm256_loadu_si256(x + 2)),
+                                              _mm256_madd_epi16(part[3], _mm256_loadu_si256(x + 3)));
+        const float* factor = factors + (GROUP == 32 ? 2 * c : GROUP == 64 ? c : c / 2);
+        sums.low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(low), _mm256_broadcast_ss(factor), sums.low);
+        sums.high = _mm256_fmadd_ps(_mm256_cvtepi32_ps(high), _mm256_broadcast_ss(factor + (GROUP == 32)), sums.high);
     }
 };
+
+inline vf lanes(const Sums& sums) {
+    vf all;
+    std::memcpy(&all, &sums.low, 32);
+    std::memcpy(reinterpret_cast<char*>(&all) + 32, &sums.high, 32);
+    return all;
+}
 
 #endif
 
@@ -136,7 +184,8 @@ inline void product_row(const Coded& w, int64_t o, const Row* rows, float* out) 
     const uint8_t* codes = w.codes + o * w.row_bytes();
     const int64_t groups = w.columns / GROUP, chunks = (w.columns + 63) / 64;
     constexpr int64_t segment_chunks = kSegment * GROUP / 64;
-    vf even[ROWS]{}, odd[ROWS]{}, shift[ROWS]{};
+    Sums sums[ROWS][kChains]{};
+    vf shift[ROWS]{};
     for (int64_t start = 0; start < groups; start += kSegment) {
         alignas(64) float factors[ROWS][kSegment + 16];
         const int64_t here = groups - start < kSegment ? groups - start : kSegment;
@@ -148,23 +197,32 @@ inline void product_row(const Coded& w, int64_t o, const Row* rows, float* out) 
                 shift[r] = fma(b, load(rows[r].sums + start + g), shift[r]);
             }
         }
-        const int64_t first = start * GROUP / 64;
-        const int64_t end = first + segment_chunks < chunks ? first + segment_chunks : chunks;
-        const auto add = [&](int64_t c, vf* total) {
-            const int64_t left = w.columns - c * 64;
-            _mm_prefetch(reinterpret_cast<const char*>(codes + c * BITS * 8 + kAhead), _MM_HINT_T0);
-            const Codes<BITS> some(codes + c * BITS * 8, left >= 64 ? 64 : int(left));
+        const int64_t first = start * GROUP / 64, rest = chunks - 1 - first;
+        const int64_t count = rest < segment_chunks ? rest : segment_chunks;
+        const uint8_t* at = codes + first * BITS * 8;
+        const auto add = [&](const Codes<BITS>& some, int64_t c, int chain) {
             for (int r = 0; r < ROWS; r++)
-                total[r] = fma(some.dot(rows[r].chunks + c * 128), factor<GROUP>(factors[r], c - first), total[r]);
+                some.template add<GROUP>(rows[r].chunks + (first + c) * 128, factors[r], c, sums[r][chain]);
         };
-        int64_t c = first;
-        for (; c + 1 < end; c += 2) {
-            add(c, even);
-            add(c + 1, odd);
+        const auto add_whole = [&](int64_t c, int chain) {
+            _mm_prefetch(reinterpret_cast<const char*>(at + c * BITS * 8 + kAhead), _MM_HINT_T0);
+            add(Codes<BITS>::whole(at + c * BITS * 8), c, chain);
+        };
+        int64_t c = 0;
+        for (; c + 1 < count; c += 2) {
+            add_whole(c, 0);
+            add_whole(c + 1, kChains - 1);
         }
-        if (c < end) add(c, even);
+        if (c < count) add_whole(c++, 0);
+        // The row's last chunk may be a half, and nothing beyond it may be read.
+        if (c == rest && c < segment_chunks)
+            add(Codes<BITS>::last(at + c * BITS * 8, int(w.columns - (first + c) * 64)), c, c % 2 ? kChains - 1 : 0);
     }
-    for (int r = 0; r < ROWS; r++) out[r] = sum(even[r] + odd[r] + shift[r]);
+    for (int r = 0; r < ROWS; r++) {
+        vf total = lanes(sums[r][0]);
+        if (kChains > 1) total += lanes(sums[r][kChains - 1]);
+        out[r] = sum(total + shift[r]);
+    }
 }
 
 inline void put(float value, void* y, Float type, int64_t at) {
@@ -176,14 +234,18 @@ void product_of(const Coded& w, int64_t first, int64_t last, const float* prepar
                 int64_t stride) {
     Row rows[16];
     for (int64_t m = 0; m < count; m++) rows[m] = row_at(prepared, w.columns, w.group, m);
-    for (int64_t o = first; o < last; o++) {
-        float out[16];
-        int64_t m = 0;
-        for (; m + 4 <= count; m += 4) product_row<BITS, GROUP, 4>(w, o, rows + m, out + m);
-        if (count - m >= 2) product_row<BITS, GROUP, 2>(w, o, rows + m, out + m), m += 2;
-        if (count - m >= 1) product_row<BITS, GROUP, 1>(w, o, rows + m, out + m);
-        for (int64_t r = 0; r < count; r++) put(out[r], y, y_type, r * stride + o);
-    }
+    // A few activation rows pass the task's codes at a time, so that both stay in the first-level cache.
+    const auto pass = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
+        for (int64_t o = first; o < last; o++) {
+            float out[ROWS];
+            product_row<BITS, GROUP, ROWS>(w, o, rows + m, out);
+            for (int r = 0; r < ROWS; r++) put(out[r], y, y_type, (m + r) * stride + o);
+        }
+    };
+    int64_t m = 0;
+    for (; m + kTogether <= count; m += kTogether) pass(std::integral_constant<int, kTogether>{}, m);
+    if (kTogether > 2 && count - m >= 2) pass(std::integral_constant<int, 2>{}, m), m += 2;
+    if (count - m >= 1) pass(std::integral_constant<int, 1>{}, m);
 }
 
 void product(const Coded& w, int64_t first, int64_t last, const float* prepared, int64_t count, void* y, Float y_type,

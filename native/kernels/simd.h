@@ -117,7 +117,20 @@ inline auto with_float(Float type, F&& f) {
     }
 }
 
-inline vf fma(vf a, vf b, vf c) { return a * b + c; }  // contracted: kernels are compiled with -ffp-contract=fast
+// One rounding, everywhere: whether the compiler contracts a * b + c may differ from one instance of a template to the next,
+// and rows that pass through different instances must be equal to the bit.
+inline vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+    typedef float v8 __attribute__((vector_size(32)));
+    const auto low = [](vf x) -> v8 { return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7); };
+    const auto high = [](vf x) -> v8 { return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15); };
+    const v8 x = (v8)_mm256_fmadd_ps((__m256)low(a), (__m256)low(b), (__m256)low(c));
+    const v8 y = (v8)_mm256_fmadd_ps((__m256)high(a), (__m256)high(b), (__m256)high(c));
+    return __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
+}
 inline vf max(vf a, vf b) { return a > b ? a : b; }
 inline vf min(vf a, vf b) { return a < b ? a : b; }
 
