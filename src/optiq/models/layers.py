@@ -258,12 +258,21 @@ FORMS: dict[str, type] = {
 }
 
 
-def use_kernels(model: nn.Module) -> nn.Module:
-    """Give every layer of `FORMS` its form, in place; does nothing where no native kernels are in use."""
-    if native.module() is None:
-        return model
+# Forms that are faster than the stock class even by their definitions, on every device.
+PLAIN_FORMS: dict[str, type] = {"mlx.nn.layers.convolution.Conv1d": Convolution}
+
+
+def use_kernels(model: nn.Module, forms: dict[str, type] | None = None) -> nn.Module:
+    """Give every layer that stands in a table its form, in place.
+
+    Args:
+        forms: qualified name of a stock class to the form that takes its place; None: `FORMS` where native kernels are in use,
+            else nothing.
+    """
+    if forms is None:
+        forms = FORMS if native.module() is not None else {}
     for layer in model.modules():
-        form = FORMS.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
+        form = forms.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
         if form is not None and form.fits(layer):  # type: ignore[attr-defined]
             layer.__class__ = _subclass(form, type(layer))
     return model

@@ -18,7 +18,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from optiq.kernels.short_conv import ShortConv, replaceable
+from optiq.kernels import native
+from optiq.models import layers
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.topology import Tensor, Topology, block_list, topology
 
@@ -81,7 +82,7 @@ class Stream:
         self.checkpoint = checkpoint
         self.topology: Topology = topology(checkpoint)
         self.model = checkpoint.skeleton()
-        _use_short_convolutions(self.model)
+        layers.use_kernels(self.model, layers.FORMS if native.module() else layers.PLAIN_FORMS)
         self._blocks = list(block_list(self.model))
         self._taps: list[_Tap] = []
         self._calls: dict[tuple[int, ...], list[_Call]] = {}
@@ -217,13 +218,6 @@ class Stream:
         if tuple(shape) not in self._calls:
             self._record(mx.zeros(shape, mx.int32))
         return self._calls[tuple(shape)]
-
-
-def _use_short_convolutions(model: nn.Module) -> None:
-    for _, module in list(model.named_modules()):
-        for name, child in list(module.items()):
-            if replaceable(child):
-                dict.__setitem__(module, name, ShortConv(child))
 
 
 def _carries_state(value: Any) -> bool:
