@@ -12,7 +12,8 @@ import pytest
 import quick
 from optiq.kernels import native
 from optiq.kernels import short_conv as kernels
-from optiq.kernels.short_conv import ShortConv, replaceable, short_conv
+from optiq.kernels.short_conv import replaceable, short_conv
+from optiq.models import layers
 
 LEVELS = () if native.module() is None else tuple(native.module().levels())
 
@@ -44,7 +45,8 @@ def test_values(taps: int, bias: bool) -> None:
         reference.bias = mx.arange(6).astype(mx.float32)
     x = mx.random.normal((2, 11 + taps, 6))
     assert replaceable(reference)
-    quick.assert_close(ShortConv(reference)(x), reference(x), 1e-6)
+    expected = reference(x)
+    quick.assert_close(layers.use_kernels(nn.Sequential(reference), layers.PLAIN_FORMS)(x), expected, 1e-6)
 
 
 def test_as_short_as_the_taps() -> None:
@@ -98,10 +100,12 @@ def test_native_values_and_gradients(
         quick.assert_close(found.astype(mx.float32), expected.astype(mx.float32), 2 * tolerance)
 
 
-def test_it_keeps_the_parameters_and_their_names() -> None:
+def test_a_form_keeps_the_parameters_and_their_names() -> None:
     for bias in (False, True):
         reference = conv(4, bias=bias)
-        assert set(ShortConv(reference).parameters()) == set(reference.parameters())
+        names = set(reference.parameters())
+        layers.use_kernels(reference, layers.PLAIN_FORMS)
+        assert type(reference) is not nn.Conv1d and set(reference.parameters()) == names
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import random_models
 
+import random_models
 from optiq.kernels import native
 from optiq.models import arch, layers
 from optiq.models.caches import make_caches

@@ -33,22 +33,8 @@ def reference(x: mx.array, weight: mx.array) -> mx.array:
     return y
 
 
-class ShortConv(nn.Module):
-    """An `nn.Conv1d` that is depthwise, unpadded and of stride 1, computed by `short_conv`; same parameters."""
-
-    def __init__(self, conv: nn.Conv1d):
-        super().__init__()
-        self.weight = conv.weight
-        if "bias" in conv:
-            self.bias = conv.bias
-
-    def __call__(self, x: mx.array) -> mx.array:
-        y = short_conv(x, self.weight)
-        return y + self.bias if "bias" in self else y
-
-
 def replaceable(module: nn.Module) -> bool:
-    """True for a convolution that `ShortConv` computes."""
+    """True for an `nn.Conv1d` that `short_conv` computes: depthwise, unpadded, of stride 1, with few taps."""
     return (
         isinstance(module, nn.Conv1d)
         and module.weight.shape[2] == 1

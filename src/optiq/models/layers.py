@@ -85,9 +85,7 @@ class QuantizedSwitchLinear:
     fits = QuantizedLinear.fits
 
     def __call__(self: Any, x: mx.array, indices: mx.array, sorted_indices: bool = False) -> mx.array:
-        y = gather_qmm(
-            x, self["weight"], self["scales"], self["biases"], indices, group_size=self.group_size, bits=self.bits
-        )
+        y = gather_qmm(x, self["weight"], self["scales"], self["biases"], indices, group_size=self.group_size, bits=self.bits)
         return y + mx.expand_dims(self["bias"][indices], -2) if "bias" in self else y
 
 
