@@ -50,66 +50,94 @@ def open_model(model_dir: str) -> Any:
     return load(model_dir)[0]
 
 
-class Engine:
-    """Generation on one side, the only place that knows how: read tokens, then draw tokens one by one."""
+class Stock:
+    """Generation as mlx-lm's own loop does it: chunks without logits, then steps launched one ahead."""
 
     def __init__(self, model: Any) -> None:
-        if SIDE == "ours":
-            from optiq.models.caches import make_caches
-        else:
-            from mlx_lm.models.cache import make_prompt_cache as make_caches
-
-        self._model, self._fresh = model, lambda: make_caches(model)
-        self.caches = self._fresh()
+        self._model = model
+        self.clear()
 
     def clear(self) -> None:
         """Empty caches."""
-        self.caches = self._fresh()
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self.caches: list[Any] = make_prompt_cache(self._model)
 
     def read(self, ids: list[int]) -> None:
-        """Let the caches see tokens, in chunks; logits are not asked for."""
+        """Let the caches see tokens."""
         for start in range(0, len(ids), CHUNK):
             self._model(mx.array([ids[start : start + CHUNK]]), cache=self.caches)
             mx.eval([cache.state for cache in self.caches])
 
-    def draw(self, last: int, count: int) -> list[int]:
-        """The greedy tokens after `last`; the step for the next one is launched before this one is waited for."""
-        token, drawn = self._step(mx.array([last])), []
+    def draw(self, last: int, count: int) -> None:
+        """Draw the greedy tokens after `last`."""
+        token = self._step(mx.array([last]))
         for i in range(count):
             following = self._step(token) if i + 1 < count else None
-            drawn.append(int(token.item()))
+            token.item()
             token = following
-        return drawn
 
     def _step(self, token: mx.array) -> mx.array:
         drawn = mx.argmax(self._model(token[None], cache=self.caches)[0, -1:], axis=-1)
         mx.async_eval(drawn)
         return drawn
 
-    def saved(self) -> list[Any]:
-        """The caches as they are now. Key and value buffers are shared: what a later run appends lies behind the offset."""
-        kept = [copy.copy(entry) for entry in self.caches]
-        for entry in kept:
-            for name, value in vars(entry).items():
-                if isinstance(value, list):
-                    setattr(entry, name, list(value))
-        return kept
 
-    def restore(self, kept: list[Any]) -> None:
-        """Go back to what `saved` returned, which stays usable."""
-        self.caches = kept
-        self.caches = self.saved()
+class Ours:
+    """Generation as `optiq generate` does it; the only place that knows how."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.clear()
+
+    def clear(self) -> None:
+        """Empty caches."""
+        from optiq.generate.decode import Context
+
+        self._context = Context(self._model)
+
+    @property
+    def caches(self) -> list[Any]:
+        return self._context.caches
+
+    @caches.setter
+    def caches(self, caches: list[Any]) -> None:
+        self._context.caches = caches
+
+    def read(self, ids: list[int]) -> None:
+        """Let the caches see tokens."""
+        self._context.read(ids, CHUNK)
+
+    def draw(self, last: int, count: int) -> None:
+        """Draw the greedy tokens after `last`."""
+        for _ in self._context.steps(last, lambda logits: mx.argmax(logits, keepdims=True), count):
+            pass
+
+
+def marked(caches: list[Any]) -> list[Any]:
+    """What it takes to come back to the caches as they are now: lengths of those that can be cut, copies of the others."""
+    return [entry.offset if entry.is_trimmable() else copy.deepcopy(entry) for entry in caches]
+
+
+def restored(caches: list[Any], mark: list[Any]) -> list[Any]:
+    """The caches as they were; the mark stays usable."""
+    found = []
+    for entry, kept in zip(caches, mark, strict=True):
+        if isinstance(kept, int):
+            entry.trim(entry.offset - kept)
+        found.append(entry if isinstance(kept, int) else copy.deepcopy(kept))
+    return found
 
 
 class Side:
     """The requests."""
 
     def __init__(self) -> None:
-        self._engine: Engine | None = None
-        self._kept: list[Any] = []
+        self._engine: Stock | Ours | None = None
+        self._mark: list[Any] = []
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Stock | Ours:
         if self._engine is None:
             raise SystemExit("no model: send load first")
         return self._engine
@@ -130,7 +158,7 @@ class Side:
 
     def load(self, model: str) -> dict[str, Any]:
         """Open a model and read two tokens with it: lazy weights are in memory afterwards."""
-        self._engine = Engine(open_model(model))
+        self._engine = {"ours": Ours, "stock": Stock}[SIDE](open_model(model))
         self._engine.draw(1, 1)
         return {}
 
@@ -149,13 +177,14 @@ class Side:
         self.engine.clear()
         self.engine.read(tokens_of(depth))
         self.engine.draw(1, 1)
-        self._kept = self.engine.saved()
-        sizes = cache_sizes(self._kept)
+        self._mark = marked(self.engine.caches)
+        sizes = cache_sizes(self.engine.caches)
+        self.engine.draw(1, 1)  # whoever has looked at the arrays makes the next step copy them
         return sizes | {"seconds": time.perf_counter() - start}
 
     def decode(self, tokens: int) -> dict[str, float]:
         """Seconds of drawing tokens from the filled caches."""
-        self.engine.restore(self._kept)
+        self.engine.caches = restored(self.engine.caches, self._mark)
         start = time.perf_counter()
         self.engine.draw(1, tokens)
         return {"seconds": time.perf_counter() - start}
@@ -205,6 +234,10 @@ def operands(dtype: str, rows: int, inner: int, columns: int) -> tuple[nn.Module
     """A linear layer without bias [N, K] and its input [M, K], normal."""
     kind = getattr(mx, dtype)
     layer = nn.Linear(inner, columns, bias=False)
+    if SIDE == "ours":
+        from optiq.models.layers import use_kernels
+
+        use_kernels(layer)
     layer.weight = mx.random.normal((columns, inner)).astype(kind)
     x = mx.random.normal((rows, inner)).astype(kind)
     mx.eval(layer.weight, x)
