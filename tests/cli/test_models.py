@@ -85,5 +85,5 @@ def test_doctor_reports_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--no-measure", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"] is True
-    assert [check["name"] for check in report["checks"]] == ["machine", "mlx", "mlx-lm", "blas", "disk", "hub"]
+    assert [check["name"] for check in report["checks"]] == ["machine", "mlx", "mlx-lm", "blas", "kernels", "disk", "hub"]
     assert all(check["advice"] or check["status"] == "ok" for check in report["checks"])
