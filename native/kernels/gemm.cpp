@@ -40,7 +40,28 @@ inline void split(vf x, vu* parts) {
         parts[i] = (vu)x & 0xffff0000u;
         x -= (vf)parts[i];
     }
-    parts[PARTS - 1] = __builtin_convertvector(narrow_bf16(x), vu) << 16;
+    if constexpr (PARTS == 3)
+        parts[2] = (vu)x & 0xffff0000u;
+    else
+        parts[PARTS - 1] = (vu)widen_bf16(narrow_bf16(x));
+}
+
+// The high halves of 32 numbers' bits: bfloat16, in order.
+inline vu high_halves(vu low, vu high) {
+#if defined(__AVX512BW__)
+    alignas(64) static constexpr auto odd = [] {
+        struct { uint16_t at[32]; } table{};
+        for (int i = 0; i < 32; i++) table.at[i] = uint16_t(2 * i + 1);
+        return table;
+    }();
+    return (vu)_mm512_permutex2var_epi16((__m512i)low, _mm512_load_si512(&odd), (__m512i)high);
+#else
+    vu all;
+    const vh a = __builtin_convertvector(low >> 16, vh), b = __builtin_convertvector(high >> 16, vh);
+    std::memcpy(&all, &a, 32);
+    std::memcpy(reinterpret_cast<char*>(&all) + 32, &b, 32);
+    return all;
+#endif
 }
 
 template <class T>
@@ -65,11 +86,7 @@ inline void load_along(const T* p, int64_t n, vu* out) {
         vu low[F::parts], high[F::parts];
         split<F::parts>(load_up_to(p, n), low);
         split<F::parts>(load_up_to(p + kLanes, n - kLanes), high);
-        for (int i = 0; i < F::parts; i++) {
-            const vh a = __builtin_convertvector(low[i] >> 16, vh), b = __builtin_convertvector(high[i] >> 16, vh);
-            std::memcpy(out + i, &a, 32);
-            std::memcpy(reinterpret_cast<char*>(out + i) + 32, &b, 32);
-        }
+        for (int i = 0; i < F::parts; i++) out[i] = high_halves(low[i], high[i]);
     }
 }
 
