@@ -33,17 +33,14 @@ inline auto with_form(Float type, F&& f) {
 #endif
 }
 
-// The parts of x as float32 numbers whose low halves are zero. All but the last are cut off, so that three are exact.
+// The parts of x as float32 numbers whose low halves are zero. Of three, all are cut off, which loses nothing and does not
+// overflow; two are rounded, so that the second is small.
 template <int PARTS>
 inline void split(vf x, vu* parts) {
-    for (int i = 0; i < PARTS - 1; i++) {
-        parts[i] = (vu)x & 0xffff0000u;
+    for (int i = 0; i < PARTS; i++) {
+        parts[i] = PARTS == 3 ? (vu)x & 0xffff0000u : (vu)widen_bf16(narrow_bf16(x));
         x -= (vf)parts[i];
     }
-    if constexpr (PARTS == 3)
-        parts[2] = (vu)x & 0xffff0000u;
-    else
-        parts[PARTS - 1] = (vu)widen_bf16(narrow_bf16(x));
 }
 
 // The high halves of 32 numbers' bits: bfloat16, in order.
@@ -242,7 +239,8 @@ void fill(const Side& a, int64_t first, int64_t count, int64_t start, int64_t de
     with_float(a.type, [&]<class T>(T*) {
         const T* data = static_cast<const T*>(a.data);
         if (!a.across) {
-            for (int64_t r = 0; r < count; r++) fill_row<F>(data + (first + r) * a.stride + start, depth, block, rows, r, 4 * a.stride);
+            for (int64_t r = 0; r < count; r++)
+                fill_row<F>(data + (first + r) * a.stride + start, depth, block, rows, r, 4 * a.stride);
             return;
         }
         for (int64_t k = 0; k < steps_of<F>(depth); k += kLanes)
@@ -381,7 +379,9 @@ inline reg multiply_add(uint32_t a, reg p, reg c) {
 template <class F, int PANELS>
 inline void strip(const uint32_t* a, const uint32_t* p, int64_t panel, int64_t steps, float* c, int64_t c_panel, bool fresh) {
     constexpr int n = PANELS * kRegs, lanes = kLanes / kRegs;
-    const auto c_at = [&](int64_t r, int v) { return reinterpret_cast<reg*>(c + v / kRegs * c_panel + r * 16 + v % kRegs * lanes); };
+    const auto c_at = [&](int64_t r, int v) {
+        return reinterpret_cast<reg*>(c + v / kRegs * c_panel + r * 16 + v % kRegs * lanes);
+    };
     reg sums[kStrip][n];
     for (int r = 0; r < kStrip; r++)
         for (int v = 0; v < n; v++) sums[r][v] = fresh ? reg{} : *c_at(r, v);
