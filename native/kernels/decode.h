@@ -7,10 +7,16 @@
 
 namespace optiq::OPTIQ_LEVEL {
 
-typedef uint8_t byte16 __attribute__((vector_size(16), aligned(1), may_alias));
-
+// The compiler takes the conversion apart into single bytes, hence by hand.
 inline vf bytes_to_floats(const uint8_t* p) {
-    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const byte16*>(p), vi), vf);
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+#else
+    const __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    const __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
+    return __builtin_shufflevector((v8)low, (v8)high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
 }
 
 // 32 codes of one group.

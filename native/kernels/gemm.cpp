@@ -33,14 +33,32 @@ inline auto with_form(Float type, F&& f) {
 #endif
 }
 
-// The parts of x as float32 numbers whose low halves are zero. All but the last are cut off, so that three are exact.
+// The parts of x as float32 numbers whose low halves are zero. Of three, all are cut off, which loses nothing and does not
+// overflow; two are rounded, so that the second is small.
 template <int PARTS>
 inline void split(vf x, vu* parts) {
-    for (int i = 0; i < PARTS - 1; i++) {
-        parts[i] = (vu)x & 0xffff0000u;
+    for (int i = 0; i < PARTS; i++) {
+        parts[i] = PARTS == 3 ? (vu)x & 0xffff0000u : (vu)widen_bf16(narrow_bf16(x));
         x -= (vf)parts[i];
     }
-    parts[PARTS - 1] = __builtin_convertvector(narrow_bf16(x), vu) << 16;
+}
+
+// The high halves of 32 numbers' bits: bfloat16, in order.
+inline vu high_halves(vu low, vu high) {
+#if defined(__AVX512BW__)
+    alignas(64) static constexpr auto odd = [] {
+        struct { uint16_t at[32]; } table{};
+        for (int i = 0; i < 32; i++) table.at[i] = uint16_t(2 * i + 1);
+        return table;
+    }();
+    return (vu)_mm512_permutex2var_epi16((__m512i)low, _mm512_load_si512(&odd), (__m512i)high);
+#else
+    vu all;
+    const vh a = __builtin_convertvector(low >> 16, vh), b = __builtin_convertvector(high >> 16, vh);
+    std::memcpy(&all, &a, 32);
+    std::memcpy(reinterpret_cast<char*>(&all) + 32, &b, 32);
+    return all;
+#endif
 }
 
 template <class T>
@@ -65,11 +83,7 @@ inline void load_along(const T* p, int64_t n, vu* out) {
         vu low[F::parts], high[F::parts];
         split<F::parts>(load_up_to(p, n), low);
         split<F::parts>(load_up_to(p + kLanes, n - kLanes), high);
-        for (int i = 0; i < F::parts; i++) {
-            const vh a = __builtin_convertvector(low[i] >> 16, vh), b = __builtin_convertvector(high[i] >> 16, vh);
-            std::memcpy(out + i, &a, 32);
-            std::memcpy(reinterpret_cast<char*>(out + i) + 32, &b, 32);
-        }
+        for (int i = 0; i < F::parts; i++) out[i] = high_halves(low[i], high[i]);
     }
 }
 
@@ -225,7 +239,8 @@ void fill(const Side& a, int64_t first, int64_t count, int64_t start, int64_t de
     with_float(a.type, [&]<class T>(T*) {
         const T* data = static_cast<const T*>(a.data);
         if (!a.across) {
-            for (int64_t r = 0; r < count; r++) fill_row<F>(data + (first + r) * a.stride + start, depth, block, rows, r, 4 * a.stride);
+            for (int64_t r = 0; r < count; r++)
+                fill_row<F>(data + (first + r) * a.stride + start, depth, block, rows, r, 4 * a.stride);
             return;
         }
         for (int64_t k = 0; k < steps_of<F>(depth); k += kLanes)
@@ -364,7 +379,9 @@ inline reg multiply_add(uint32_t a, reg p, reg c) {
 template <class F, int PANELS>
 inline void strip(const uint32_t* a, const uint32_t* p, int64_t panel, int64_t steps, float* c, int64_t c_panel, bool fresh) {
     constexpr int n = PANELS * kRegs, lanes = kLanes / kRegs;
-    const auto c_at = [&](int64_t r, int v) { return reinterpret_cast<reg*>(c + v / kRegs * c_panel + r * 16 + v % kRegs * lanes); };
+    const auto c_at = [&](int64_t r, int v) {
+        return reinterpret_cast<reg*>(c + v / kRegs * c_panel + r * 16 + v % kRegs * lanes);
+    };
     reg sums[kStrip][n];
     for (int r = 0; r < kStrip; r++)
         for (int v = 0; v < n; v++) sums[r][v] = fresh ? reg{} : *c_at(r, v);

@@ -11,8 +11,8 @@
 //   bf16        pairs of bfloat16 with float32 sums (AMX tiles, or vdpbf16ps); float32 below that level
 //   f16, f32    float32, except with AMX, where a number is the sum of bfloat16 parts, x = h + m (f16) or h + m + l (f32)
 //               and the products of parts down to 2^-16 (h h + h m + m h) or 2^-24 (h h + h m + m h + m m + h l + l h) are
-//               summed. A float32 is exactly three such parts; what is left out is below 2^-22 |x| |w| a product, for f16
-//               below 2^-15. An input that is not finite gives NaN there.
+//               summed. A float32 is exactly three such parts, a float16 two. What is left out is below 2^-21 |x| |w| a
+//               product, for f16 below 2^-16. An input that is not finite gives NaN there.
 //
 // Parts: Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations",
 // arXiv 1904.06376. Blocking: Goto, van de Geijn, "Anatomy of High-Performance Matrix Multiplication", TOMS 34(3), 2008.

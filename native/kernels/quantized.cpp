@@ -29,13 +29,22 @@ inline Row row_at(const float* prepared, int64_t columns, int group, int64_t ind
 // Sixteen fixed-point numbers at column `at` of a chunk.
 inline void store_fixed(int8_t* chunk, int at, vi fixed) {
 #if defined(__AVX512VNNI__)
-    typedef int8_t vb __attribute__((vector_size(16), aligned(1), may_alias));
-    const vi low = ((fixed + 128) & 255) - 128;
-    *reinterpret_cast<vb*>(chunk + at) = __builtin_convertvector((fixed - low) >> 8, vb);
-    *reinterpret_cast<vb*>(chunk + 64 + at) = __builtin_convertvector(low, vb);
+    const vi low = ((fixed + 128) & 255) - 128, high = (fixed - low) >> 8;
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(chunk + at), _mm512_cvtepi32_epi8((__m512i)high));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(chunk + 64 + at), _mm512_cvtepi32_epi8((__m512i)low));
 #else
-    typedef int16_t vs __attribute__((vector_size(32), aligned(2), may_alias));
-    *reinterpret_cast<vs*>(chunk + 2 * at) = __builtin_convertvector(fixed, vs);
+    const vh halves = low_halves(fixed & 0xffff);
+    std::memcpy(chunk + 2 * at, &halves, 32);
+#endif
+}
+
+inline int whole_sum(vi x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int total = 0;
+    for (int i = 0; i < kLanes; i++) total += x[i];
+    return total;
 #endif
 }
 
@@ -64,9 +73,7 @@ void prepare_row(const T* x, int64_t columns, int group, float* prepared) {
             fixed_total += fixed;
             store_fixed(row.chunks + column / 64 * 128, int(column % 64), fixed);
         }
-        int whole = 0;
-        for (int i = 0; i < kLanes; i++) whole += fixed_total[i];
-        row.sums[g] = row.steps[g] * float(whole);
+        row.sums[g] = row.steps[g] * float(whole_sum(fixed_total));
     }
     for (int64_t g = groups; g < padded_groups(columns, group); g++) row.steps[g] = row.sums[g] = 0.f;
 }

@@ -21,6 +21,7 @@ constexpr int kLanes = 16;
 
 typedef float vf __attribute__((vector_size(64), aligned(64), may_alias));
 typedef float vf_loose __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float v8 __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(64), aligned(64), may_alias));
 typedef uint32_t vu __attribute__((vector_size(64), aligned(64), may_alias));
 typedef uint16_t vh __attribute__((vector_size(32), aligned(32), may_alias));
@@ -29,6 +30,18 @@ typedef uint16_t vh_loose __attribute__((vector_size(32), aligned(2), may_alias)
 inline vf splat(float x) { return x - vf{}; }
 inline vf load(const float* p) { return *reinterpret_cast<const vf_loose*>(p); }
 inline void store(float* p, vf x) { *reinterpret_cast<vf_loose*>(p) = x; }
+
+// Integers below 2^16 in 16 bits. (GCC 12 takes such conversions apart into single numbers.)
+inline vh low_halves(vi x) {
+#if defined(__AVX512F__)
+    return (vh)_mm512_cvtepi32_epi16((__m512i)x);
+#else
+    typedef int32_t v8i __attribute__((vector_size(32)));
+    const v8i low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+    const v8i high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    return (vh)_mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)low, (__m256i)high), 0xd8);
+#endif
+}
 
 inline vf widen_bf16(vh x) { return (vf)(__builtin_convertvector(x, vu) << 16); }
 
@@ -40,7 +53,7 @@ inline vh narrow_bf16(vf x) {
     const vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const vu quiet = (bits >> 16) | 0x40;
     const vi is_nan = (bits & 0x7fffffff) > 0x7f800000;
-    return __builtin_convertvector((vu)((is_nan & (vi)quiet) | (~is_nan & (vi)rounded)), vh);
+    return low_halves((is_nan & (vi)quiet) | (~is_nan & (vi)rounded));
 #endif
 }
 
@@ -123,7 +136,6 @@ inline vf fma(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #else
-    typedef float v8 __attribute__((vector_size(32)));
     const auto low = [](vf x) -> v8 { return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7); };
     const auto high = [](vf x) -> v8 { return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15); };
     const v8 x = (v8)_mm256_fmadd_ps((__m256)low(a), (__m256)low(b), (__m256)low(c));
@@ -150,9 +162,17 @@ inline float sum(vf x) {
 }
 
 inline float largest(vf x) {
-    float most = x[0];
-    for (int i = 1; i < kLanes; i++) most = x[i] > most ? x[i] : most;
-    return most;
+    typedef float v4 __attribute__((vector_size(16)));
+    v8 a, b;
+    std::memcpy(&a, &x, 32);
+    std::memcpy(&b, reinterpret_cast<const char*>(&x) + 32, 32);
+    a = a > b ? a : b;
+    v4 c, d;
+    std::memcpy(&c, &a, 16);
+    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
+    c = c > d ? c : d;
+    const float even = c[0] > c[2] ? c[0] : c[2], odd = c[1] > c[3] ? c[1] : c[3];
+    return even > odd ? even : odd;
 }
 
 // e^x to 2 ulp; below -87.3 zero, above 88.7 infinity, NaN stays NaN.

@@ -30,14 +30,15 @@ Side across(const mx::array& x) {
 }
 
 void run_product(Form form, const mx::array& a, const mx::array& b, mx::array& c) {
-    const Float type = float_of(a);
+    const Float type = float_of(c);
     const int64_t stride = c.shape(-1);
     if (form == Form::both) return multiply(across(a), across(b), type, data(c), type, stride);
     if (form == Form::columns) return multiply(along(a), across(b), type, data(c), type, stride);
     if (rows_of(a) > kFewRows) return multiply(along(a), along(b), type, data(c), type, stride);
-    multiply_few(data(a), type, rows_of(a), along(b), data(c), type, stride);
+    multiply_few(data(a), float_of(a), rows_of(a), along(b), data(c), type, stride);
 }
 
+// Each factor is read in its own type; the wider one decides the arithmetic.
 mx::array product(Form form, const mx::array& a, const mx::array& b) {
     const mx::Dtype type = mx::promote_types(a.dtype(), b.dtype());
     const int shared = form == Form::columns ? -2 : -1;
@@ -52,16 +53,19 @@ mx::array product(Form form, const mx::array& a, const mx::array& b) {
     const auto run = [form](const Arrays& in, Arrays& out) { run_product(form, in[0], in[1], out[0]); };
     const auto vjp = [form](const Arrays& in, const Arrays& cotangents, const std::vector<int>& wanted, const Arrays&) {
         const mx::array &a = in[0], &b = in[1], &c = cotangents[0];
+        const auto derivative = [&](int i) {
+            switch (form) {
+                case Form::rows: return i == 0 ? product(Form::columns, c, b) : product(Form::both, c, a);
+                case Form::columns: return i == 0 ? product(Form::rows, c, b) : product(Form::both, a, c);
+                default: return i == 0 ? product(Form::rows, b, c) : product(Form::columns, a, c);
+            }
+        };
         Arrays found;
-        for (const int i : wanted) switch (form) {
-            case Form::rows: found.push_back(i == 0 ? product(Form::columns, c, b) : product(Form::both, c, a)); break;
-            case Form::columns: found.push_back(i == 0 ? product(Form::rows, c, b) : product(Form::both, a, c)); break;
-            case Form::both: found.push_back(i == 0 ? product(Form::rows, b, c) : product(Form::columns, a, c)); break;
-        }
+        for (const int i : wanted) found.push_back(mx::astype(derivative(i), in[i].dtype(), cpu_stream()));
         return found;
     };
     auto op = std::make_shared<Op>(cpu_stream(), "OptiqProduct", run, vjp);
-    return make_one(shape, type, op, {dense(a, type), dense(b, type)});
+    return make_one(shape, type, op, {dense(a), dense(b)});
 }
 
 mx::array dense_rows(const mx::array& x, const mx::array& w) { return product(Form::rows, x, w); }

@@ -27,8 +27,12 @@ struct Numbers {
     const void* data() const { return type == Float::bf16 ? static_cast<const void*>(half.data()) : exact.data(); }
 
     // `count` vectors of `depth`, one after the other or side by side.
-    Side side(int64_t count, int64_t depth, bool across) const { return {data(), type, count, depth, across ? count : depth, across}; }
-    double at(const Side& side, int64_t i, int64_t k) const { return exact[size_t(side.across ? k * side.stride + i : i * side.stride + k)]; }
+    Side side(int64_t count, int64_t depth, bool across) const {
+        return {data(), type, count, depth, across ? count : depth, across, nullptr};
+    }
+    double at(const Side& side, int64_t i, int64_t k) const {
+        return exact[size_t(side.across ? k * side.stride + i : i * side.stride + k)];
+    }
 };
 
 void check_product(const Side& p, const Numbers& x, const Side& a, const Numbers& w, const std::vector<float>& c) {
@@ -46,12 +50,15 @@ void check_product(const Side& p, const Numbers& x, const Side& a, const Numbers
 }  // namespace
 
 TEST(dense_products_of_every_layout_and_odd_size) {
+    struct Size {
+        int64_t count, depth, outer;
+    };
     for (const int threads : {1, 3}) {
         set_pool_threads(threads);
         test::each_level([] {
             uint64_t seed = 1;
             for (const auto type : {Float::f32, Float::bf16})
-                for (const auto& [count, depth, outer] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {17, 33, 97}, {40, 600, 130}, {300, 31, 20}})
+                for (const auto& [count, depth, outer] : {Size{1, 1, 1}, Size{17, 33, 97}, Size{40, 600, 130}, Size{300, 31, 20}})
                     for (const int layout : {0, 1, 2, 3}) {
                         const Numbers x(size_t(count * depth), type, seed++), w(size_t(outer * depth), type, seed++);
                         const Side p = x.side(count, depth, layout & 1), a = w.side(outer, depth, layout & 2);
@@ -90,7 +97,6 @@ TEST(coded_products_of_many_rows) {
         for (const int bits : {2, 3, 4, 5, 6, 8})
             for (const int group : {32, 128}) {
                 const int64_t columns = group * 5, rows = 50, count = 20;
-                // Every code is the number of its place, so that the dense values are known.
                 std::vector<uint8_t> codes(size_t(rows * columns * bits / 8));
                 Numbers w(size_t(rows * columns), Float::f32, 1);
                 auto scales = test::Random(2).values(size_t(rows * 5)), biases = test::Random(3).values(size_t(rows * 5));
