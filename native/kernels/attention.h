@@ -56,7 +56,8 @@ struct Attention {
 // Few rows. `partial` holds, per row of the group and block: m, l, o[Dv].
 struct FewAttention {
     size_t (*scratch)(const Attention& a);
-    void (*block)(const Attention& a, int64_t batch, int64_t group, int64_t block, float* partial, void* scratch);
+    // `next`: the same caller goes on with the next block.
+    void (*block)(const Attention& a, int64_t batch, int64_t group, int64_t block, bool next, float* partial, void* scratch);
     void (*combine)(const Attention& a, int64_t batch, int64_t group, int64_t blocks, const float* partial);
 };
 
@@ -77,20 +78,23 @@ struct ManyAttention {
 struct AttentionGradient {
     Attention forward;  // `out` and `logsumexp` are read
     HeadRows dout;      // [B, H, L, Dv]
-    void* dq = nullptr;   // dense, in the type of q
-    float* dk = nullptr;  // [B, G, S, key_stride]
-    float* dv = nullptr;  // [B, G, S, value_stride]
-    int64_t key_stride = 0, value_stride = 0;  // multiples of 16, at least D and Dv
+    void* dq = nullptr;  // these three dense, in the type of q
+    void* dk = nullptr;
+    void* dv = nullptr;
 };
+
+// Sums over rows have rows of whole vectors.
+inline int64_t padded_width(int64_t width) { return (width + 15) / 16 * 16; }
 
 struct GradientAttention {
     size_t (*scratch)(const Attention& a);
-    // Rows [first_row, last_row) of a group against keys [first_key, last_key): dq of these rows if `queries` (then all keys
-    // are to be given), else dk and dv of these keys (then all rows are), or both.
-    void (*block)(const AttentionGradient& a, int64_t batch, int64_t group, int64_t first_row, int64_t last_row, int64_t first_key,
-                  int64_t last_key, bool queries, bool keys, void* scratch);
-    // Rows of `width` floats, `stride` apart, as dense rows of `type`.
-    void (*narrow)(const float* from, int64_t rows, int64_t stride, int64_t width, void* to, Float type);
+    // Blocks `part`, part + parts, .. of a group's rows against all keys: their dq, and their shares of dk [S, padded D] and
+    // dv [S, padded Dv], which begin at zero.
+    void (*block)(const AttentionGradient& a, int64_t batch, int64_t group, int64_t part, int64_t parts, float* dk, float* dv,
+                  void* scratch);
+    // Sums `parts` arrays of rows, `part_stride` floats apart, in their order; `rows` rows of `width` (padded) become dense rows
+    // of `type`.
+    void (*add_parts)(const float* from, int64_t parts, int64_t part_stride, int64_t rows, int64_t width, void* to, Float type);
     // dsink = -sum_i e^(sink - logsumexp_i) D_i over the batch.
     float (*sink)(const AttentionGradient& a, int64_t head);
 };

@@ -4,55 +4,90 @@
 // row does not see weigh exactly 0, and rows that fill a tile up are zeros.
 
 #include "kernels/attention_rows.h"
+#include "kernels/register.h"
 
 namespace optiq::OPTIQ_LEVEL {
 namespace {
 
+// kRowTile kKeyTile sums and kRowTile kWide sums in registers.
 #if defined(__AVX512F__)
-constexpr int kKeyTile = 4, kRowTile = 4, kWide = 4;  // kKeyTile kRowTile sums and kRowTile kWide sums in registers
+constexpr int kKeyTile = 4, kRowTile = 4, kWide = 4;
 #else
-constexpr int kKeyTile = 2, kRowTile = 2, kWide = 2;
+constexpr int kKeyTile = 2, kRowTile = 4, kWide = 2;
 #endif
 
 inline int64_t row_count(const Attention& a) { return a.queries * heads_per_group(a); }
 inline int64_t partial_stride(const Attention& a) { return a.value_width + 2; }
 
-// Asks for `bytes` from p on to be brought to the second cache.
-inline void fetch(const void* p, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(static_cast<const char*>(p) + at, _MM_HINT_T1);
-}
+// Brings the keys and values of the next block to the second cache, a few cache lines at a time, while this one is computed:
+// memory would stand still during the exponentials otherwise.
+class Fetcher {
+  public:
+    Fetcher(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t count) {
+        const int64_t size = float_bytes(a.type);
+        const auto rows_of = [&](const HeadRows& x, int64_t width) -> Rows {
+            return {static_cast<const char*>(x.data) + (batch * x.batch + group * x.head + first * x.row) * size, x.row * size,
+                    round_up(width * size, 64), count};
+        };
+        now_ = rows_of(a.k, a.width);
+        then_ = rows_of(a.v, a.value_width);
+    }
+
+    void more(int lines) {
+        for (; lines > 0 && now_.count > 0; lines--) {
+            _mm_prefetch(now_.start + at_, _MM_HINT_T1);
+            at_ += 64;
+            if (at_ < now_.bytes) continue;
+            at_ = 0;
+            now_.start += now_.step;
+            if (--now_.count == 0) {
+                now_ = then_;
+                then_.count = 0;
+            }
+        }
+    }
+
+  private:
+    struct Rows {
+        const char* start;
+        int64_t step, bytes, count;
+    };
+    Rows now_, then_;
+    int64_t at_ = 0;
+};
 
 // Scores of kRowTile rows of q [rows, padded width] with keys [first, last), times scale, to scores[row * kFewKeys + j].
 template <class T>
 void score_rows(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last, const float* q, int64_t q_stride,
-                float* scores) {
-    const int64_t whole = a.width / kLanes * kLanes;
-    const int part = int(a.width - whole);
+                float* scores, Fetcher& fetcher) {
+    const int64_t whole = a.width / kRegister * kRegister;
+    const int part = int(a.width - whole), lines = int(a.width * sizeof(T) / 64) * kKeyTile;
     for (int64_t j = first; j < last; j += kKeyTile) {
+        fetcher.more(lines);
         const T* k[kKeyTile];
         for (int n = 0; n < kKeyTile; n++) k[n] = row_of<T>(a.k, batch, group, at_most(j + n, last - 1));
-        vf total[kLanes]{};
-        for (int64_t d = 0; d < whole; d += kLanes) {
-            vf x[kKeyTile];
-            for (int n = 0; n < kKeyTile; n++) x[n] = load(k[n] + d);
+        vr total[kRowTile * kKeyTile]{};
+        for (int64_t d = 0; d < whole; d += kRegister) {
+            vr x[kKeyTile];
+            for (int n = 0; n < kKeyTile; n++) x[n] = load_register(k[n] + d);
             for (int r = 0; r < kRowTile; r++) {
-                const vf y = load(q + r * q_stride + d);
-                for (int n = 0; n < kKeyTile; n++) total[r * kKeyTile + n] = fma(x[n], y, total[r * kKeyTile + n]);
+                const vr y = load_register(q + r * q_stride + d);
+                for (int n = 0; n < kKeyTile; n++) total[r * kKeyTile + n] += x[n] * y;
             }
         }
         if (part)
             for (int n = 0; n < kKeyTile; n++) {
-                const vf x = load_part(k[n] + whole, part);
-                for (int r = 0; r < kRowTile; r++)
-                    total[r * kKeyTile + n] = fma(x, load(q + r * q_stride + whole), total[r * kKeyTile + n]);
+                const vr x = load_register_part(k[n] + whole, part);
+                for (int r = 0; r < kRowTile; r++) total[r * kKeyTile + n] += x * load_register(q + r * q_stride + whole);
             }
+        float* to = scores + j - first;
 #if defined(__AVX512F__)
         const vf s = sums(total);
         for (int r = 0; r < kRowTile; r++)
-            for (int n = 0; n < kKeyTile; n++) scores[r * kFewKeys + j - first + n] = s[r * kKeyTile + n];
+            for (int n = 0; n < kKeyTile; n++) to[r * kFewKeys + n] = s[r * kKeyTile + n];
 #else
         for (int r = 0; r < kRowTile; r++)
-            for (int n = 0; n < kKeyTile; n++) scores[r * kFewKeys + j - first + n] = sum(total[r * kKeyTile + n]);
+            for (int n = 0; n < kKeyTile; n++) to[r * kFewKeys + n] = sum_register(total[r * kKeyTile + n]);
 #endif
     }
 }
@@ -84,30 +119,32 @@ void weigh_row(const Attention& a, int64_t batch, const RowPlace& p, int64_t fir
     *l = sum(total);
 }
 
-// o[r, d] = sum_j weights[r, j] v[j, d] for kRowTile rows, WIDE vectors of d from d on; `part` < 16 bounds the last lanes.
+// o[r, d] = sum_j weights[r, j] v[j, d] for kRowTile rows and WIDE registers of d, or the first `part` columns of one.
 template <class T, int WIDE, bool PART>
 inline void value_columns(const T* v, int64_t v_row, int64_t count, const float* weights, float* o, int64_t o_stride, int rows,
-                          int part) {
-    vf total[kRowTile][WIDE]{};
+                          int part, Fetcher& fetcher) {
+    vr total[kRowTile][WIDE]{};
     for (int64_t j = 0; j < count; j++, v += v_row) {
-        vf x[WIDE];
-        for (int c = 0; c < WIDE; c++) x[c] = PART ? load_part(v, part) : load(v + c * kLanes);
+        fetcher.more(WIDE);
+        vr x[WIDE];
+        for (int c = 0; c < WIDE; c++) x[c] = PART ? load_register_part(v, part) : load_register(v + c * kRegister);
         for (int r = 0; r < kRowTile; r++) {
-            const vf w = splat(weights[r * kFewKeys + j]);
-            for (int c = 0; c < WIDE; c++) total[r][c] = fma(w, x[c], total[r][c]);
+            const vr w = weights[r * kFewKeys + j] - vr{};
+            for (int c = 0; c < WIDE; c++) total[r][c] += w * x[c];
         }
     }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < WIDE; c++) {
             if (PART)
-                store_part(o + r * o_stride, total[r][c], part);
+                for (int i = 0; i < part; i++) o[r * o_stride + i] = total[r][c][i];
             else
-                store(o + r * o_stride + c * kLanes, total[r][c]);
+                store_register(o + r * o_stride + c * kRegister, total[r][c]);
         }
 }
 
 template <class T>
-void block_of(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last, float* partial, void* scratch) {
+void block_of(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last, Fetcher& fetcher, float* partial,
+              void* scratch) {
     const int64_t rows = row_count(a), stride = partial_stride(a), q_stride = round_up(a.width, kLanes);
     float* q = static_cast<float*>(scratch);
     float* scores = q + kRowTile * q_stride;
@@ -120,19 +157,20 @@ void block_of(const Attention& a, int64_t batch, int64_t group, int64_t first, i
             const T* from = row_of<T>(a.q, batch, p.head, p.query);
             for (int64_t d = 0; d < a.width; d++) q[i * q_stride + d] = widen(from[d]);
         }
-        score_rows<T>(a, batch, group, first, last, q, q_stride, scores);
+        score_rows<T>(a, batch, group, first, last, q, q_stride, scores, fetcher);
         for (int i = 0; i < here; i++) {
             float* to = partial + (r + i) * stride;
             weigh_row(a, batch, place(a, group, r + i), first, last, scores + i * kFewKeys, to, to + 1);
         }
         float* o = partial + r * stride + 2;
         int64_t d = 0;
-        for (; d + kWide * kLanes <= a.value_width; d += kWide * kLanes)
-            value_columns<T, kWide, false>(v + d, a.v.row, last - first, scores, o + d, stride, here, 0);
-        for (; d + kLanes <= a.value_width; d += kLanes)
-            value_columns<T, 1, false>(v + d, a.v.row, last - first, scores, o + d, stride, here, 0);
+        for (; d + kWide * kRegister <= a.value_width; d += kWide * kRegister)
+            value_columns<T, kWide, false>(v + d, a.v.row, last - first, scores, o + d, stride, here, 0, fetcher);
+        for (; d + kRegister <= a.value_width; d += kRegister)
+            value_columns<T, 1, false>(v + d, a.v.row, last - first, scores, o + d, stride, here, 0, fetcher);
         if (d < a.value_width)
-            value_columns<T, 1, true>(v + d, a.v.row, last - first, scores, o + d, stride, here, int(a.value_width - d));
+            value_columns<T, 1, true>(v + d, a.v.row, last - first, scores, o + d, stride, here, int(a.value_width - d),
+                                      fetcher);
     }
 }
 
@@ -185,7 +223,7 @@ void pack_queries(const Attention& a, int64_t batch, int64_t group, int64_t row,
 
 // scores[j, r] for sixteen rows and keys [first, last); rows of scores up to the next multiple of 16 are written.
 void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t* q, uint16_t* tail, float* scores,
-                const bf16* v, bool ask) {
+                Fetcher& fetcher) {
     const int64_t step = a.k.row * 2;
     int64_t j = 0;
     for (; j + 64 <= count; j += 64) {
@@ -195,6 +233,7 @@ void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t
         _tile_zero(2);
         _tile_zero(3);
         for (int64_t d = 0; d < a.width; d += 32) {
+            fetcher.more(16);
             _tile_loadd(4, q + d / 2 * 16, 64);
             _tile_loadd(5, k0 + d, step);
             _tile_dpbf16ps(0, 5, 4);
@@ -209,8 +248,6 @@ void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t
         _tile_stored(1, scores + (j + 16) * 16, 64);
         _tile_stored(2, scores + (j + 32) * 16, 64);
         _tile_stored(3, scores + (j + 48) * 16, 64);
-        if (ask)
-            for (int i = 0; i < 64; i++) fetch(v + (j + i) * a.v.row, a.value_width * 2);
     }
     for (; j < count; j += 16) {
         const void* keys = k + j * a.k.row;
@@ -233,7 +270,7 @@ void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t
 
 // Sixteen rows' scores become weights in two bfloat16 parts, as tiles [16 rows, 32 keys]. Lanes are rows.
 void weigh_tile(const Attention& a, int64_t batch, int64_t group, int64_t row, int64_t first, int64_t last, float* scores,
-                uint32_t* weights, vf* m, vf* l) {
+                uint32_t* weights, vf* m, vf* l, Fetcher& fetcher) {
     const int64_t count = last - first, padded = round_up(count, 32);
     vi from{}, to{};
     for (int i = 0; i < 16; i++) {
@@ -263,6 +300,7 @@ void weigh_tile(const Attention& a, int64_t batch, int64_t group, int64_t row, i
     for (int64_t j = 0; j < padded; j += 32, weights += 512) {
         __m512i high[16], low[16];
         for (int i = 0; i < 16; i++) {
+            fetcher.more(8);
             const vf w0 = exp_below(load(scores + (j + 2 * i) * 16) - shift);
             const vf w1 = exp_below(load(scores + (j + 2 * i + 1) * 16) - shift);
             total += w0;
@@ -282,38 +320,53 @@ void weigh_tile(const Attention& a, int64_t batch, int64_t group, int64_t row, i
     *l = total;
 }
 
-// values[j / 2, d] = (v[j, d], v[j + 1, d]) for kPanel columns; keys from count to the next multiple of 32 are zeros.
-void pack_panel(const bf16* v, int64_t v_row, int64_t count, uint32_t* values) {
+// values[j / 2, d] = (v[j, d], v[j + 1, d]) for kPanel columns of keys [j, j + 32); zeros from `count` on. Columns come in the
+// order that costs one instruction: of each 32 first those with d & 4 = 0, then the others. `in_order` undoes it.
+void pack_panel(const bf16* v, int64_t v_row, int64_t j, int64_t count, uint32_t* values, Fetcher& fetcher) {
     const __m512i zero = _mm512_setzero_si512();
-    for (int64_t j = 0; j < round_up(count, 32); j += 2, values += kPanel) {
+    values += j / 2 * kPanel;
+    for (const int64_t end = j + 32; j < end; j += 2, values += kPanel) {
+        fetcher.more(4);
         const bf16 *even = v + j * v_row, *odd = even + v_row;
         for (int half = 0; half < 2; half++) {
             const __m512i e = j < count ? _mm512_loadu_si512(even + 32 * half) : zero;
             const __m512i o = j + 1 < count ? _mm512_loadu_si512(odd + 32 * half) : zero;
-            __m512i first, second;
-            interleave(e, o, first, second);
-            _mm512_store_si512(values + 32 * half, first);
-            _mm512_store_si512(values + 32 * half + 16, second);
+            _mm512_store_si512(values + 32 * half, _mm512_unpacklo_epi16(e, o));
+            _mm512_store_si512(values + 32 * half + 16, _mm512_unpackhi_epi16(e, o));
         }
     }
 }
 
-void block_tiled(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last, float* partial, void* scratch) {
-    const Tiles tiles;
+// 32 sums in the order of pack_panel to their own places.
+void in_order(const float* from, float* to) {
+    alignas(64) static constexpr auto order = [] {
+        struct { int at[32]; } table{};
+        for (int d = 0; d < 32; d++) table.at[d] = d / 8 * 4 + d % 4 + (d & 4) * 4;
+        return table;
+    }();
+    const __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
+    _mm512_storeu_ps(to, _mm512_permutex2var_ps(a, _mm512_load_si512(&order.at[0]), b));
+    _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(a, _mm512_load_si512(&order.at[16]), b));
+}
+
+void block_tiled(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last, Fetcher& fetcher, float* partial,
+                 void* scratch) {
     const TiledScratch t(a, scratch);
     const int64_t rows = row_count(a), stride = partial_stride(a), count = last - first, steps = (count + 31) / 32;
     const bf16 *k = row_of<bf16>(a.k, batch, group, first), *v = row_of<bf16>(a.v, batch, group, first);
     const int64_t tile_weights = kFewKeys / 32 * 512;
+    const Tiles square;
     for (int64_t r = 0; r < rows; r += 16) {
         uint32_t* q = t.q + r / 16 * a.width * 8;
         pack_queries(a, batch, group, r, q);
-        score_tile(a, k, count, q, t.keys, t.scores, v, r == 0);
+        score_tile(a, k, count, q, t.keys, t.scores, fetcher);
         vf m, l;
-        weigh_tile(a, batch, group, r, first, last, t.scores, t.weights + r / 16 * tile_weights, &m, &l);
+        weigh_tile(a, batch, group, r, first, last, t.scores, t.weights + r / 16 * tile_weights, &m, &l, fetcher);
         for (int i = 0; i < 16 && r + i < rows; i++) partial[(r + i) * stride] = m[i], partial[(r + i) * stride + 1] = l[i];
     }
+    const Tiles flat(int(at_most(rows, 16)));
     for (int64_t d = 0; d < a.value_width; d += kPanel) {
-        pack_panel(v + d, a.v.row, count, t.values);
+        pack_panel(v + d, a.v.row, 0, count, t.values, fetcher);
         for (int64_t r = 0; r < rows; r += 16) {
             const uint32_t *w = t.weights + r / 16 * tile_weights, *x = t.values;
             _tile_zero(0);
@@ -321,19 +374,22 @@ void block_tiled(const Attention& a, int64_t batch, int64_t group, int64_t first
             _tile_zero(2);
             _tile_zero(3);
             for (int64_t s = 0; s < steps; s++, w += 512, x += 16 * kPanel) {
+                if (r == 0 && s + 1 < steps) pack_panel(v + d, a.v.row, 32 * s + 32, count, t.values, fetcher);
+                // Sums with the high and the low part of the weights alternate: a product takes 52 cycles to arrive.
+                fetcher.more(16);
                 _tile_loadd(4, w, 64);
-                _tile_loadd(5, w + 256, 64);
                 _tile_loadd(6, x, kPanel * 4);
                 _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(0, 5, 6);
                 _tile_loadd(7, x + 16, kPanel * 4);
                 _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(5, w + 256, 64);
+                _tile_dpbf16ps(0, 5, 6);
                 _tile_dpbf16ps(1, 5, 7);
                 _tile_loadd(6, x + 32, kPanel * 4);
                 _tile_dpbf16ps(2, 4, 6);
-                _tile_dpbf16ps(2, 5, 6);
                 _tile_loadd(7, x + 48, kPanel * 4);
                 _tile_dpbf16ps(3, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
             _tile_stored(0, t.o, kPanel * 4);
@@ -341,7 +397,7 @@ void block_tiled(const Attention& a, int64_t batch, int64_t group, int64_t first
             _tile_stored(2, t.o + 32, kPanel * 4);
             _tile_stored(3, t.o + 48, kPanel * 4);
             for (int i = 0; i < 16 && r + i < rows; i++)
-                std::memcpy(partial + (r + i) * stride + 2 + d, t.o + i * kPanel, kPanel * 4);
+                for (int c = 0; c < kPanel; c += 32) in_order(t.o + i * kPanel + c, partial + (r + i) * stride + 2 + d + c);
         }
     }
 }
@@ -355,12 +411,13 @@ size_t scratch(const Attention& a) {
     return size_t(kRowTile * (round_up(a.width, kLanes) + kFewKeys) + kKeyTile) * 4;
 }
 
-void block(const Attention& a, int64_t batch, int64_t group, int64_t block, float* partial, void* scratch) {
+void block(const Attention& a, int64_t batch, int64_t group, int64_t block, bool next, float* partial, void* scratch) {
     const int64_t first = block * kFewKeys, last = at_most(a.keys, first + kFewKeys);
+    Fetcher fetcher(a, batch, group, last, next ? at_most(a.keys - last, kFewKeys) : 0);
 #if defined(__AMX_BF16__)
-    if (tiled(a)) return block_tiled(a, batch, group, first, last, partial, scratch);
+    if (tiled(a)) return block_tiled(a, batch, group, first, last, fetcher, partial, scratch);
 #endif
-    with_float(a.type, [&]<class T>(T*) { block_of<T>(a, batch, group, first, last, partial, scratch); });
+    with_float(a.type, [&]<class T>(T*) { block_of<T>(a, batch, group, first, last, fetcher, partial, scratch); });
 }
 
 void combine(const Attention& a, int64_t batch, int64_t group, int64_t blocks, const float* partial) {

@@ -21,7 +21,7 @@ struct GradientScratch {
             at += round_up(count, kLanes);
             return mine;
         };
-        const int64_t width = round_up(a.width, kLanes), value_width = round_up(a.value_width, kLanes);
+        const int64_t width = padded_width(a.width), value_width = padded_width(a.value_width);
         q_columns = take(width * kBlockRows), q_rows = take(kBlockRows * width);
         d_columns = take(value_width * kBlockRows), d_rows = take(kBlockRows * value_width);
         p = take(kKeys * kBlockRows), ds = take(kKeys * kBlockRows);
@@ -97,23 +97,18 @@ void weigh(const Attention& a, const Block& b, const RowFacts& f, int64_t first,
 }
 
 template <class T>
-void block_of(const AttentionGradient& g, int64_t batch, int64_t group, int64_t first_row, int64_t last_row, int64_t first_key,
-              int64_t last_key, bool queries, bool keys, const GradientScratch& s) {
+void block_of(const AttentionGradient& g, int64_t batch, int64_t group, int64_t first_row, int64_t last_row, float* dk, float* dv,
+              const GradientScratch& s) {
     const Attention& a = g.forward;
-    const int64_t width = round_up(a.width, kLanes), value_width = round_up(a.value_width, kLanes);
+    const int64_t width = padded_width(a.width), value_width = padded_width(a.value_width);
     const Block b = open_block(a, batch, group, first_row, last_row);
     const RowFacts f = facts_of<T>(g, b);
-    const int64_t from = f.blind ? first_key : at_least(first_key, b.first_key);
-    const int64_t to = f.blind ? last_key : at_most(last_key, b.last_key);
-    if (queries) std::memset(s.dq, 0, size_t(kBlockRows * width) * 4);
-    if (from < to) {
-        columns_of_rows<T>(b, a.q, a.width, s.q_columns);
-        columns_of_rows<T>(b, g.dout, a.value_width, s.d_columns);
-        if (keys) {
-            rows_as_rows<T>(b, a.q, a.width, s.q_rows, width);
-            rows_as_rows<T>(b, g.dout, a.value_width, s.d_rows, value_width);
-        }
-    }
+    const int64_t from = f.blind ? 0 : b.first_key, to = f.blind ? a.keys : b.last_key;
+    std::memset(s.dq, 0, size_t(kBlockRows * width) * 4);
+    columns_of_rows<T>(b, a.q, a.width, s.q_columns);
+    columns_of_rows<T>(b, g.dout, a.value_width, s.d_columns);
+    rows_as_rows<T>(b, a.q, a.width, s.q_rows, width);
+    rows_as_rows<T>(b, g.dout, a.value_width, s.d_rows, value_width);
     const bool in_place = std::is_same_v<T, float>;
     for (int64_t first = from; first < to; first += kKeys) {
         const int64_t count = at_most(kKeys, to - first);
@@ -132,16 +127,11 @@ void block_of(const AttentionGradient& g, int64_t batch, int64_t group, int64_t 
         product<Singles>({key, key_row * 4, 4}, s.q_columns, kBlockRows, a.width, count, kBlockRows, s.p, kBlockRows, false);
         product<Singles>({value, value_row * 4, 4}, s.d_columns, kBlockRows, a.value_width, count, kBlockRows, s.ds, kBlockRows, false);
         weigh(a, b, f, first, count, s);
-        if (keys) {
-            const int64_t at = (batch * a.groups + group) * a.keys + first;
-            product<Singles>({s.p, kBlockRows * 4, 4}, s.d_rows, value_width, b.rows, count, value_width, g.dv + at * g.value_stride,
-                             g.value_stride, true);
-            product<Singles>({s.ds, kBlockRows * 4, 4}, s.q_rows, width, b.rows, count, width, g.dk + at * g.key_stride,
-                             g.key_stride, true);
-        }
-        if (queries) product<Singles>({s.ds, 4, kBlockRows * 4}, key, key_row, count, b.rows, width, s.dq, width, true);
+        product<Singles>({s.p, kBlockRows * 4, 4}, s.d_rows, value_width, b.rows, count, value_width, dv + first * value_width,
+                         value_width, true);
+        product<Singles>({s.ds, kBlockRows * 4, 4}, s.q_rows, width, b.rows, count, width, dk + first * width, width, true);
+        product<Singles>({s.ds, 4, kBlockRows * 4}, key, key_row, count, b.rows, width, s.dq, width, true);
     }
-    if (!queries) return;
     for (int64_t r = 0; r < b.rows; r++) {
         T* out = static_cast<T*>(g.dq) + out_row(a, batch, b.places[r]) * a.width;
         const float* dq = s.dq + r * width;
@@ -153,28 +143,30 @@ void block_of(const AttentionGradient& g, int64_t batch, int64_t group, int64_t 
 
 size_t scratch(const Attention& a) { return GradientScratch(a, nullptr).bytes; }
 
-void block(const AttentionGradient& g, int64_t batch, int64_t group, int64_t first_row, int64_t last_row, int64_t first_key,
-           int64_t last_key, bool queries, bool keys, void* scratch) {
-    const GradientScratch s(g.forward, scratch);
-    if (keys) {
-        const int64_t at = (batch * g.forward.groups + group) * g.forward.keys + first_key, count = last_key - first_key;
-        std::memset(g.dk + at * g.key_stride, 0, size_t(count * g.key_stride) * 4);
-        std::memset(g.dv + at * g.value_stride, 0, size_t(count * g.value_stride) * 4);
-    }
-    for (int64_t r = first_row; r < last_row; r += kBlockRows)
-        with_float(g.forward.type, [&]<class T>(T*) {
-            block_of<T>(g, batch, group, r, at_most(last_row, r + kBlockRows), first_key, last_key, queries, keys, s);
-        });
+void block(const AttentionGradient& g, int64_t batch, int64_t group, int64_t part, int64_t parts, float* dk, float* dv,
+           void* scratch) {
+    const Attention& a = g.forward;
+    const GradientScratch s(a, scratch);
+    std::memset(dk, 0, size_t(a.keys * padded_width(a.width)) * 4);
+    std::memset(dv, 0, size_t(a.keys * padded_width(a.value_width)) * 4);
+    const int64_t rows = a.queries * heads_per_group(a);
+    for (int64_t r = part * kBlockRows; r < rows; r += parts * kBlockRows)
+        with_float(a.type, [&]<class T>(T*) { block_of<T>(g, batch, group, r, at_most(rows, r + kBlockRows), dk, dv, s); });
 }
 
-void narrow_rows(const float* from, int64_t rows, int64_t stride, int64_t width, void* to, Float type) {
+void add_parts(const float* from, int64_t parts, int64_t part_stride, int64_t rows, int64_t width, void* to, Float type) {
+    const int64_t stride = padded_width(width);
     with_float(type, [&]<class T>(T*) {
         T* out = static_cast<T*>(to);
-        for (int64_t i = 0; i < rows; i++, from += stride, out += width) {
-            int64_t d = 0;
-            for (; d + kLanes <= width; d += kLanes) store(out + d, load(from + d));
-            for (; d < width; d++) narrow(from[d], out + d);
-        }
+        for (int64_t i = 0; i < rows; i++, from += stride, out += width)
+            for (int64_t d = 0; d < width; d += kLanes) {
+                vf total = load(from + d);
+                for (int64_t p = 1; p < parts; p++) total += load(from + p * part_stride + d);
+                if (d + kLanes <= width)
+                    store(out + d, total);
+                else
+                    store_part(out + d, total, int(width - d));
+            }
     });
 }
 
@@ -192,6 +184,6 @@ float sink(const AttentionGradient& g, int64_t head) {
 
 }  // namespace
 
-const GradientAttention gradient_attention_table{scratch, block, narrow_rows, sink};
+const GradientAttention gradient_attention_table{scratch, block, add_parts, sink};
 
 }  // namespace optiq::OPTIQ_LEVEL

@@ -7,6 +7,8 @@
 
 namespace optiq {
 
+constexpr int64_t kManyTasks = 32;
+
 inline void run_few_attention(const Attention& a) {
     const FewAttention& kernels = few_attention();
     const int64_t blocks = (a.keys + kFewKeys - 1) / kFewKeys, rows = a.queries * (a.heads / a.groups);
@@ -14,10 +16,16 @@ inline void run_few_attention(const Attention& a) {
     Scratch partials(size_t(pairs * blocks * block_floats) * 4);
     float* const partial = partials.as<float>();
     const size_t bytes = kernels.scratch(a);
-    parallel(pairs * blocks, [&](int64_t task) {
+    // Neighbouring blocks in one task let it fetch ahead; enough tasks must remain.
+    const int64_t together = pairs * blocks >= 4 * kManyTasks ? 4 : pairs * blocks >= 2 * kManyTasks ? 2 : 1;
+    const int64_t parts = (blocks + together - 1) / together;
+    parallel(pairs * parts, [&](int64_t task) {
         Scratch scratch(bytes);
-        const int64_t pair = task / blocks;
-        kernels.block(a, pair / a.groups, pair % a.groups, task % blocks, partial + task * block_floats, scratch.as<void>());
+        const int64_t pair = task / parts, first = task % parts * together;
+        const int64_t last = first + together < blocks ? first + together : blocks;
+        for (int64_t block = first; block < last; block++)
+            kernels.block(a, pair / a.groups, pair % a.groups, block, block + 1 < last, partial + (pair * blocks + block) * block_floats,
+                          scratch.as<void>());
     });
     parallel(pairs, [&](int64_t pair) {
         kernels.combine(a, pair / a.groups, pair % a.groups, blocks, partial + pair * blocks * block_floats);
@@ -56,33 +64,42 @@ inline void run_attention(const Attention& a) {
         run_many_attention(a);
 }
 
-// Fills dq, dk and dv.
+// Fills dq, dk and dv. One task computes a share of a (batch, group) pair's rows; with few pairs the shares of dk and dv are
+// kept apart and added in order.
 inline void run_attention_gradient(const AttentionGradient& g) {
-    // With this many (batch, group) pairs each is one task, which computes every score once. With fewer, dq comes from tasks
-    // over rows and dk, dv from tasks over keys, which computes scores twice but occupies the threads.
-    constexpr int64_t kManyPairs = 8, kTaskKeys = 256;
+    constexpr int64_t kTasks = 16, kMostParts = 8, kAddKeys = 256;
     const GradientAttention& kernels = gradient_attention();
     const Attention& a = g.forward;
     const int64_t pairs = a.batches * a.groups, rows = a.queries * (a.heads / a.groups);
+    const int64_t row_blocks = (rows + kBlockRows - 1) / kBlockRows, wished = (kTasks + pairs - 1) / pairs;
+    int64_t parts = wished < kMostParts ? wished : kMostParts;
+    if (parts > row_blocks) parts = row_blocks;
+    const int64_t k_floats = a.keys * padded_width(a.width), v_floats = a.keys * padded_width(a.value_width);
+    // Where the sums are the result, they are made in its place.
+    const bool own_k = parts > 1 || a.type != Float::f32 || a.width % 16 != 0;
+    const bool own_v = parts > 1 || a.type != Float::f32 || a.value_width % 16 != 0;
+    Scratch sums(size_t(pairs * parts * (own_k * k_floats + own_v * v_floats)) * 4 + 64);
+    float* const dk = own_k ? sums.as<float>() : static_cast<float*>(g.dk);
+    float* const dv = own_v ? sums.as<float>() + own_k * pairs * parts * k_floats : static_cast<float*>(g.dv);
     const size_t bytes = kernels.scratch(a);
-    if (pairs >= kManyPairs)
-        return parallel(pairs, [&](int64_t pair) {
-            Scratch scratch(bytes);
-            kernels.block(g, pair / a.groups, pair % a.groups, 0, rows, 0, a.keys, true, true, scratch.as<void>());
-        });
-    const int64_t key_blocks = (a.keys + kTaskKeys - 1) / kTaskKeys, row_blocks = (rows + kBlockRows - 1) / kBlockRows;
-    parallel(pairs * (key_blocks + row_blocks), [&](int64_t task) {
+    parallel(pairs * parts, [&](int64_t task) {
         Scratch scratch(bytes);
-        const int64_t pair = task % pairs, part = task / pairs, batch = pair / a.groups, group = pair % a.groups;
-        if (part < key_blocks) {
-            const int64_t first = part * kTaskKeys, last = first + kTaskKeys < a.keys ? first + kTaskKeys : a.keys;
-            kernels.block(g, batch, group, 0, rows, first, last, false, true, scratch.as<void>());
-        } else {
-            const int64_t first = (row_blocks - 1 - (part - key_blocks)) * kBlockRows;
-            const int64_t last = first + kBlockRows < rows ? first + kBlockRows : rows;
-            kernels.block(g, batch, group, first, last, 0, a.keys, true, false, scratch.as<void>());
-        }
+        const int64_t pair = task / parts;
+        kernels.block(g, pair / a.groups, pair % a.groups, task % parts, parts, dk + task * k_floats, dv + task * v_floats,
+                      scratch.as<void>());
     });
+    const int64_t spans = (a.keys + kAddKeys - 1) / kAddKeys;
+    const auto add = [&](bool own, const float* from, int64_t floats, int64_t width, void* to) {
+        if (!own) return;
+        parallel(pairs * spans, [&](int64_t task) {
+            const int64_t pair = task / spans, first = task % spans * kAddKeys;
+            const int64_t last = first + kAddKeys < a.keys ? first + kAddKeys : a.keys;
+            kernels.add_parts(from + pair * parts * floats + first * padded_width(width), parts, floats, last - first, width,
+                              static_cast<char*>(to) + (pair * a.keys + first) * width * float_bytes(a.type), a.type);
+        });
+    };
+    add(own_k, dk, k_floats, a.width, g.dk);
+    add(own_v, dv, v_floats, a.value_width, g.dv);
 }
 
 }  // namespace optiq

@@ -97,17 +97,8 @@ void backward(const Form& form, const Arrays& in, Arrays& out) {
     AttentionGradient g;
     g.forward = a;
     g.dout = dout.view();
-    g.dq = data(out[0]);
-    g.key_stride = (a.width + 15) / 16 * 16, g.value_stride = (a.value_width + 15) / 16 * 16;
-    const int64_t rows = a.batches * a.groups * a.keys;
-    // Sums are float32 with rows of whole vectors; where the result is that too, they are made in its place.
-    const bool f32 = a.type == Float::f32, own_k = !f32 || g.key_stride != a.width, own_v = !f32 || g.value_stride != a.value_width;
-    Scratch sums(size_t(rows * (own_k * g.key_stride + own_v * g.value_stride)) * 4 + 64);
-    g.dk = own_k ? sums.as<float>() : data<float>(out[1]);
-    g.dv = own_v ? sums.as<float>() + own_k * rows * g.key_stride : data<float>(out[2]);
+    g.dq = data(out[0]), g.dk = data(out[1]), g.dv = data(out[2]);
     run_attention_gradient(g);
-    if (own_k) gradient_attention().narrow(g.dk, rows, g.key_stride, a.width, data(out[1]), a.type);
-    if (own_v) gradient_attention().narrow(g.dv, rows, g.value_stride, a.value_width, data(out[2]), a.type);
     if (form.sunk) parallel(a.heads, [&](int64_t head) { data<float>(out[3])[head] = gradient_attention().sink(g, head); });
 }
 
