@@ -39,33 +39,68 @@ void load_taps(const Mixer& m, int64_t c0, int64_t width, float* taps) {
     });
 }
 
-// silu of the convolution for tokens [first, first + count) of `width` channels from c0; rows end in zeros.
-template <class T, int K>
-void convolve_taps(const Mixer& m, int64_t batch, int64_t c0, int64_t width, const float* taps, int64_t first, int64_t count,
-                   float* out, int64_t out_row) {
-    const int64_t row = lanes_up(width);
-    const int taps_count = K ? K : int(m.taps_count);
-    for (int64_t t = 0; t < count; t++) {
-        const T* rows[kMaxTaps];
-        for (int j = 0; j < taps_count; j++) rows[j] = input_row<T>(m, batch, first + t + j, c0);
-        for (int64_t c = 0; c < width; c += kLanes) {
-            vf x{};
-            for (int j = 0; j < taps_count; j++) {
-                if (!rows[j]) continue;
-                const vf value = width - c >= kLanes ? load(rows[j] + c) : load_part(rows[j] + c, int(width - c));
-                x = fma(value, load(taps + j * row + c), x);
-            }
-            store(out + t * out_row + c, silu(x));
+// silu of the convolution for tokens [first, first + count) of VECTORS registers of channels from c0 + c. The window slides
+// in registers; two registers of 16-bit values are a cache line, which is then read once.
+template <class T, int K, int VECTORS>
+inline void convolve_columns(const Mixer& m, int64_t batch, int64_t c0, int64_t c, int64_t width, const float* taps,
+                             int64_t first, int64_t count, float* out, int64_t out_row) {
+    const int64_t row = lanes_up(width), channel = c0 + c;
+    const int64_t here = width - c < VECTORS * kLanes ? width - c : VECTORS * kLanes;
+    vf window[K][VECTORS], by[K][VECTORS];
+    const auto fill = [&](int64_t p, vf* to) {
+        const T* from = input_row<T>(m, batch, p, channel);
+        for (int i = 0; i < VECTORS; i++) {
+            const int64_t left = here - i * kLanes;
+            to[i] = !from ? vf{} : left >= kLanes ? load(from + i * kLanes) : load_part(from + i * kLanes, int(left));
         }
+    };
+    for (int j = 0; j < K; j++) {
+        if (j) fill(first + j - 1, window[j]);
+        for (int i = 0; i < VECTORS; i++) by[j][i] = load(taps + j * row + c + i * kLanes);
+    }
+    for (int64_t t = 0; t < count; t++) {
+        for (int j = 1; j < K; j++)
+            for (int i = 0; i < VECTORS; i++) window[j - 1][i] = window[j][i];
+        fill(first + t + K - 1, window[K - 1]);
+        if (const int64_t ahead = first + t + kRowsAhead; c == 0 && ahead < m.shape.L)
+            prefetch(static_cast<const T*>(m.qkv.start) + batch * m.qkv.batch + ahead * m.qkv.token + c0,
+                     width * int64_t(sizeof(T)));
+        for (int i = 0; i < VECTORS; i++) {
+            vf x{};
+            for (int j = 0; j < K; j++) x = fma(window[j][i], by[j][i], x);
+            store(out + t * out_row + c + i * kLanes, quick_silu(x));
+        }
+    }
+}
+
+// The same for all `width` channels; rows end in zeros.
+template <class T>
+void convolve_rows(const Mixer& m, int64_t batch, int64_t c0, int64_t width, const float* taps, int64_t first, int64_t count,
+                   float* out, int64_t out_row) {
+    for (int64_t c = 0; c < width;) {
+        const auto part = [&]<int VECTORS>(std::integral_constant<int, VECTORS>) {
+            const auto by = [&]<int K>(std::integral_constant<int, K>) {
+                convolve_columns<T, K, VECTORS>(m, batch, c0, c, width, taps, first, count, out, out_row);
+            };
+            switch (m.taps_count) {
+                case 1: return by(std::integral_constant<int, 1>());
+                case 2: return by(std::integral_constant<int, 2>());
+                case 3: return by(std::integral_constant<int, 3>());
+                case 4: return by(std::integral_constant<int, 4>());
+                case 5: return by(std::integral_constant<int, 5>());
+                case 6: return by(std::integral_constant<int, 6>());
+                case 7: return by(std::integral_constant<int, 7>());
+                default: return by(std::integral_constant<int, 8>());
+            }
+        };
+        if (width - c > kLanes) part(std::integral_constant<int, 2>()), c += 2 * kLanes;
+        else part(std::integral_constant<int, 1>()), c += kLanes;
     }
 }
 
 void convolve(const Mixer& m, int64_t batch, int64_t c0, int64_t width, const float* taps, int64_t first, int64_t count,
               float* out, int64_t out_row) {
-    with_float(m.qkv.type, [&]<class T>(T*) {
-        if (m.taps_count == 4) return convolve_taps<T, 4>(m, batch, c0, width, taps, first, count, out, out_row);
-        convolve_taps<T, 0>(m, batch, c0, width, taps, first, count, out, out_row);
-    });
+    with_float(m.qkv.type, [&]<class T>(T*) { convolve_rows<T>(m, batch, c0, width, taps, first, count, out, out_row); });
 }
 
 // The last K - 1 inputs of these channels, unchanged.
@@ -104,12 +139,13 @@ void write_out(const Mixer& m, int64_t batch, int64_t hv, int64_t first, int64_t
             for (int64_t c = 0; c < Dv; c += kLanes) squares = fma(load(o + c), load(o + c), squares);
             const vf factor = splat(1.f / __builtin_sqrtf(sum(squares) / float(Dv) + m.eps));
             const T* z = static_cast<const T*>(m.z.start) + batch * m.z.batch + (first + t) * m.z.token + hv * Dv;
+            if (first + t + kRowsAhead < m.shape.L) prefetch(z + kRowsAhead * m.z.token, Dv * int64_t(sizeof(T)));
             T* y = static_cast<T*>(m.y) + ((batch * m.shape.L + first + t) * m.shape.Hv + hv) * Dv;
             int64_t c = 0;
             for (; c + kLanes <= Dv; c += kLanes)
-                store(y + c, load(o + c) * factor * load(m.norm + c) * silu(load(z + c)));
+                store(y + c, load(o + c) * factor * load(m.norm + c) * quick_silu(load(z + c)));
             if (const int rest = int(Dv - c))
-                store_part(y + c, load(o + c) * factor * load_part(m.norm + c, rest) * silu(load_part(z + c, rest)), rest);
+                store_part(y + c, load(o + c) * factor * load_part(m.norm + c, rest) * quick_silu(load_part(z + c, rest)), rest);
         }
     });
 }

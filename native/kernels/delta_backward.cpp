@@ -11,6 +11,7 @@ void load_rows(const float* from, int64_t from_row, int64_t count, int64_t width
     for (int64_t t = 0; t < rows; t++) {
         float* row = to + t * to_row;
         const int64_t filled = t < count && from ? width : 0;
+        if (filled && t + kRowsAhead < count) prefetch(from + (t + kRowsAhead) * from_row, width * int64_t(sizeof(float)));
         if (filled) std::memcpy(row, from + t * from_row, size_t(width) * sizeof(float));
         std::memset(row + filled, 0, size_t(whole - filled) * sizeof(float));
     }
@@ -152,15 +153,7 @@ void solve_transposed(const Values& v, float* m, int64_t rows, int64_t columns) 
             for (int64_t r = 0; r < kLanes; r++)
                 for (int64_t c = 0; c < columns; c += kLanes) store(block + r * v.row + c, -load(block + r * v.row + c));
         }
-        for (int64_t c = 0; c < columns; c += kLanes) {
-            vf solved[kLanes];
-            for (int r = kLanes - 1; r >= 0; r--) {
-                vf x = load(block + r * v.row + c);
-                for (int t = r + 1; t < kLanes; t++) x -= splat(v.a[(i + t) * kScoreRow + i + r]) * solved[t];
-                solved[r] = x;
-                store(block + r * v.row + c, x);
-            }
-        }
+        solve_block<true>(v.a + i * kScoreRow + i, block, v.row, columns);
     }
 }
 

@@ -93,6 +93,26 @@ inline void weigh(const Keys& keys, Values& v, int64_t rows) {
         }
 }
 
+// The 16 rows of one diagonal block of (I + A), or of its transpose, in registers for 16 columns at a time.
+template <bool TRANSPOSED>
+inline void solve_block(const float* a, float* x, int64_t row, int64_t columns) {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+        vf rows[kLanes];
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; r++) rows[r] = load(x + r * row + c);
+#pragma GCC unroll 16
+        for (int n = 0; n < kLanes; n++) {
+            const int s = TRANSPOSED ? kLanes - 1 - n : n;  // this one is solved: take it out of the others
+            store(x + s * row + c, rows[s]);
+#pragma GCC unroll 16
+            for (int m = n + 1; m < kLanes; m++) {
+                const int r = TRANSPOSED ? kLanes - 1 - m : m;
+                rows[r] -= splat(TRANSPOSED ? a[s * kScoreRow + r] : a[r * kScoreRow + s]) * rows[s];
+            }
+        }
+    }
+}
+
 // Solve (I + A) U = R in place; R in v.u.
 inline void solve(const Values& v, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i += kLanes) {
@@ -103,15 +123,7 @@ inline void solve(const Values& v, int64_t rows, int64_t columns) {
             for (int64_t r = 0; r < kLanes; r++)
                 for (int64_t c = 0; c < columns; c += kLanes) store(block + r * v.row + c, -load(block + r * v.row + c));
         }
-        for (int64_t c = 0; c < columns; c += kLanes) {
-            vf solved[kLanes];
-            for (int r = 0; r < kLanes; r++) {
-                vf x = load(block + r * v.row + c);
-                for (int s = 0; s < r; s++) x -= splat(v.a[(i + r) * kScoreRow + i + s]) * solved[s];
-                solved[r] = x;
-                store(block + r * v.row + c, x);
-            }
-        }
+        solve_block<false>(v.a + i * kScoreRow + i, block, v.row, columns);
     }
 }
 

@@ -63,6 +63,7 @@ struct Window {
     void move_to(int64_t t) {
         for (int64_t j = 1; j < count; j++) rows[j - 1] = rows[j];
         rows[count - 1] = load_row<T>(f, b, t + count - 1, c);
+        if (t + kRowsAhead < f.L) prefetch(row_of(f, static_cast<const T*>(f.x), static_cast<const T*>(f.tail), b, t + count - 1 + kRowsAhead, c), 64);
     }
     vf sum(const vf* taps) const {
         vf total{};
@@ -80,7 +81,7 @@ void conv_of(const Conv& f, int64_t task, Y* y) {
         for (int64_t t = 0; t < f.L; t++) {
             window.move_to(t);
             const vf sum = window.sum(taps);
-            store_some(y + (b * f.L + t) * f.C + c, f.silu ? silu(sum) : sum, f.C - c);
+            store_some(y + (b * f.L + t) * f.C + c, f.silu ? quick_silu(sum) : sum, f.C - c);
         }
     });
 }
@@ -119,10 +120,11 @@ void conv_backward_of(const Conv& f, int64_t task, const Y* dy, T* dx, T* d_tail
         // due[j] gathers the cotangent of row t + j; after token t, that of row t is complete.
         for (int64_t t = 0; t < f.L; t++) {
             window.move_to(t);
+            if (t + kRowsAhead < f.L) prefetch(dy + (b * f.L + t + kRowsAhead) * f.C + c, 64);
             vf slope = load_some(dy + (b * f.L + t) * f.C + c, left);
             if (f.silu) {
                 const vf x = window.sum(taps);
-                slope *= silu_slope(x, sigmoid(x));
+                slope *= silu_slope(x, quick_sigmoid(x));
             }
             for (int64_t j = 0; j < window.count; j++) {
                 due[j] = fma(slope, taps[j], due[j]);
@@ -175,7 +177,7 @@ void gated_norm(const GatedNorm& f, int64_t task, void* y) {
             for (int64_t c = 0; c < f.D; c += kLanes) {
                 const int64_t left = f.D - c;
                 const vf n = load_some(x + c, left) * factor * load_some(f.w + c, left);
-                store_some(to + c, n * silu(load_some(z + c, left)), left);
+                store_some(to + c, n * quick_silu(load_some(z + c, left)), left);
             }
         });
     });
@@ -195,7 +197,7 @@ void gated_norm_backward(const GatedNorm& f, int64_t task, const void* dy, float
             for (int64_t c = 0; c < f.D; c += kLanes) {
                 const int64_t left = f.D - c;
                 const vf n = load_some(x + c, left) * factor, w = load_some(f.w + c, left), gate = load_some(z + c, left);
-                const vf cotangent = load_some(from + c, left), s = sigmoid(gate), dn = cotangent * w * gate * s;
+                const vf cotangent = load_some(from + c, left), s = quick_sigmoid(gate), dn = cotangent * w * gate * s;
                 along = fma(dn, n, along);
                 store_some(to_z + c, cotangent * n * w * silu_slope(gate, s), left);
                 store_some(dw + c, load_some(dw + c, left) + cotangent * n * gate * s, left);
@@ -204,7 +206,7 @@ void gated_norm_backward(const GatedNorm& f, int64_t task, const void* dy, float
             for (int64_t c = 0; c < f.D; c += kLanes) {
                 const int64_t left = f.D - c;
                 const vf n = load_some(x + c, left) * factor, gate = load_some(z + c, left);
-                const vf dn = load_some(from + c, left) * load_some(f.w + c, left) * silu(gate);
+                const vf dn = load_some(from + c, left) * load_some(f.w + c, left) * quick_silu(gate);
                 store_some(to + c, factor * (dn - n * share), left);
             }
         });

@@ -94,12 +94,12 @@ Arrays composed(const Arrays& in, const DeltaShape& shape, Optional given, float
     const auto state = given.state >= 0
                            ? in[given.state]
                            : mx::zeros({B, int(shape.Hv), int(shape.Dv), int(shape.Dk)}, mx::float32, stream);
-    const auto [o, new_state] =
-        gated_delta_packed(causal_conv_silu(x, tail, in[kTaps]), g, beta, state, int(shape.Hk), int(shape.Dk));
+    const auto [convolved, new_tail] = causal_conv_silu(x, tail, in[kTaps]);
+    const auto [o, new_state] = gated_delta_packed(convolved, g, beta, state, int(shape.Hk), int(shape.Dk));
     const auto gates = mx::reshape(in[kZ], {B, L, int(shape.Hv), int(shape.Dv)}, stream);
     const auto y = mx::reshape(gated_norm(o, gates, in[kNorm], eps), {B, L, int(shape.Hv * shape.Dv)}, stream);
+    if (given.ends < 0) return {y, new_tail, new_state};
     const auto whole = mx::concatenate({tail, x}, 1, stream);
-    if (given.ends < 0) return {y, mx::slice(whole, {0, L, 0}, {B, L + K - 1, C}, stream), new_state};
     const auto ends = mx::clip(in[given.ends], mx::array(0), mx::array(L), stream);
     const auto positions = mx::add(mx::expand_dims(ends, -1, stream), mx::arange(K - 1, stream), stream);
     const auto rows = mx::broadcast_to(mx::expand_dims(positions, -1, stream), {B, K - 1, C}, stream);

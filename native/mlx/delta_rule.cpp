@@ -131,8 +131,25 @@ Conv conv_of(const mx::array& x, const mx::array& y, int64_t K, bool silu, bool 
 
 int64_t conv_tasks(int64_t channels) { return (channels + kConvChannels - 1) / kConvChannels; }
 
-// Inputs: x, taps [C, K] float32 and, if causal, the tail.
-mx::array convolution(const Arrays& inputs, const mx::Shape& shape, mx::Dtype type, bool silu) {
+// Adds the cotangent of the last K - 1 rows of tail and x to theirs.
+void add_tail_cotangent(const Conv& f, const mx::array& cotangent, mx::array& dx, mx::array& d_tail) {
+    const auto add = [&]<class T>(T* to, const T* from) {
+        for (int64_t i = 0; i < f.C; i++) to[i] = to[i] + from[i];
+    };
+    const int64_t before = f.K - 1;
+    for (int64_t b = 0; b < f.B; b++)
+        for (int64_t j = 0; j < before; j++) {
+            const int64_t p = f.L + j, from = (b * before + j) * f.C;
+            auto& place = p < before ? d_tail : dx;
+            const int64_t at = (p < before ? b * before + p : b * f.L + p - before) * f.C;
+            if (f.type == Float::f32) add(data<float>(place) + at, data<float>(cotangent) + from);
+            else if (f.type == Float::f16) add(data<mx::float16_t>(place) + at, data<mx::float16_t>(cotangent) + from);
+            else add(data<mx::bfloat16_t>(place) + at, data<mx::bfloat16_t>(cotangent) + from);
+        }
+}
+
+// Inputs: x, taps [C, K] float32 and, if causal, the tail; then the new tail is the second output.
+Arrays convolution(const Arrays& inputs, const mx::Shape& shape, mx::Dtype type, bool silu) {
     const bool causal = inputs.size() == 3;
     const int64_t K = inputs[1].shape(1);
     const auto view = [=](const Arrays& in, const mx::array& y) {
@@ -145,22 +162,36 @@ mx::array convolution(const Arrays& inputs, const mx::Shape& shape, mx::Dtype ty
     const auto run = [=](const Arrays& in, Arrays& out) {
         const Conv f = view(in, out[0]);
         parallel(conv_tasks(f.C), [&](int64_t task) { mixing().conv(f, task, data(out[0])); });
+        if (!causal) return;
+        const int64_t before = K - 1, bytes = f.C * float_bytes(f.type);
+        for (int64_t b = 0; b < f.B; b++)
+            for (int64_t j = 0; j < before; j++) {
+                const int64_t p = f.L + j;
+                const char* from = p < before ? data<char>(in[2]) + (b * before + p) * bytes
+                                              : data<char>(in[0]) + (b * f.L + p - before) * bytes;
+                std::memcpy(data<char>(out[1]) + (b * before + j) * bytes, from, size_t(bytes));
+            }
     };
     const auto vjp = [=](const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays&) {
+        const size_t dy = primals.size();
         const auto run = [=](const Arrays& in, Arrays& out) {
-            const Conv f = view(in, in.back());
+            const Conv f = view(in, in[dy]);
             parallel(conv_tasks(f.C), [&](int64_t task) {
-                mixing().conv_backward(f, task, data(in.back()), data(out[0]), causal ? data(out[2]) : nullptr, data<float>(out[1]));
+                mixing().conv_backward(f, task, data(in[dy]), data(out[0]), causal ? data(out[2]) : nullptr, data<float>(out[1]));
             });
+            if (causal) add_tail_cotangent(f, in[dy + 1], out[0], out[2]);
         };
         Arrays all = primals;
         std::vector<mx::Shape> shapes;
         std::vector<mx::Dtype> types;
         for (const auto& x : primals) shapes.push_back(x.shape()), types.push_back(x.dtype());
-        all.push_back(dense(cotangents[0]));
+        for (const auto& x : cotangents) all.push_back(dense(x));
         return chosen(make(shapes, types, std::make_shared<Op>(cpu_stream(), "OptiqShortConvGradients", run), all), argnums);
     };
-    return make_one(shape, type, std::make_shared<Op>(cpu_stream(), "OptiqShortConv", run, vjp), inputs);
+    std::vector<mx::Shape> shapes{shape};
+    std::vector<mx::Dtype> types{type};
+    if (causal) shapes.push_back(inputs[2].shape()), types.push_back(inputs[0].dtype());
+    return make(shapes, types, std::make_shared<Op>(cpu_stream(), "OptiqShortConv", run, vjp), inputs);
 }
 
 mx::array flat_taps(const mx::array& taps) {
@@ -172,7 +203,7 @@ mx::array short_conv(const mx::array& x, const mx::array& taps, bool silu) {
     need(x.ndim() == 3 && K >= 1 && K <= kMostTaps && int(taps.size()) == x.shape(2) * K && taps.shape(0) == x.shape(2) &&
              x.shape(1) >= K,
          "short_conv: x is [B, L + K - 1, C] and the taps are [C, K, 1], K <= 8");
-    return convolution({dense(x), flat_taps(taps)}, {x.shape(0), x.shape(1) - K + 1, x.shape(2)}, x.dtype(), silu);
+    return convolution({dense(x), flat_taps(taps)}, {x.shape(0), x.shape(1) - K + 1, x.shape(2)}, x.dtype(), silu)[0];
 }
 
 int64_t norm_tasks(int64_t rows) { return (rows + kNormRows - 1) / kNormRows; }
@@ -202,8 +233,9 @@ std::pair<mx::array, mx::array> gated_delta_packed(const mx::array& qkv, const m
     return run_rule({{qkv.shape(0), qkv.shape(1), key_heads, Hv, key_dim, Dv}, true}, {qkv, g, beta, state});
 }
 
-mx::array causal_conv_silu(const mx::array& x, const mx::array& tail, const mx::array& taps) {
-    return convolution({dense(x), flat_taps(taps), dense(tail)}, x.shape(), mx::float32, true);
+std::pair<mx::array, mx::array> causal_conv_silu(const mx::array& x, const mx::array& tail, const mx::array& taps) {
+    const Arrays out = convolution({dense(x), flat_taps(taps), dense(tail)}, x.shape(), mx::float32, true);
+    return {out[0], out[1]};
 }
 
 mx::array gated_norm(const mx::array& x, const mx::array& z, const mx::array& weight, float eps) {
