@@ -124,13 +124,15 @@ struct Sums {
     __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
 };
 
-// Sixteen codes at a time as 16-bit numbers. `whole` may read 15 bytes beyond the chunk's codes, `last` reads none.
+// Sixteen codes at a time as 16-bit numbers. `whole` may read up to 8 bytes beyond the chunk's codes, `last` none.
 template <int BITS>
 struct Codes {
     __m256i part[4];
 
     static __m256i sixteen(const uint8_t* p) {
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        // Few bits need few bytes: what is read beyond a whole chunk must lie in the half chunk that may end the row.
+        const __m128i* from = reinterpret_cast<const __m128i*>(p);
+        const __m128i bytes = BITS <= 3 ? _mm_loadl_epi64(from) : _mm_loadu_si128(from);
         if constexpr (BITS == 8) return _mm256_cvtepu8_epi16(bytes);
         // The two bytes that hold a code, and the factor that moves its end to bit 16.
         struct Table {
