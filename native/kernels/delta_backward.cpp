@@ -36,7 +36,8 @@ inline void scale_rows(const float* x, const float* scale, float* to, int64_t ro
 // Where one head's rows lie in [B, L, heads, width], `row` floats from token to token.
 struct Head {
     int64_t offset, row;
-    Head(const DeltaShape& s, int64_t batch, int64_t head, int64_t width, int64_t row) : offset(batch * s.L * row + head * width), row(row) {}
+    Head(const DeltaShape& s, int64_t batch, int64_t head, int64_t width, int64_t row)
+        : offset(batch * s.L * row + head * width), row(row) {}
     template <class T>
     T* rows(T* start, int64_t first) const {
         return start ? start + offset + first * row : nullptr;
@@ -103,8 +104,8 @@ int64_t step_task(const Rule& r, int64_t batch, int64_t hk, float* scratch) {
             beta[t] = gate.rows(r.beta, t)[0];
         }
         const int64_t at = (batch * s.Hv + hv) * s.Dv * s.Dk;
-        step({s.L, s.Dk, s.Dv, q, k, key_row, v, o, value_row, decay, beta, kq}, r.state ? r.state + at : nullptr, r.new_state + at,
-             room);
+        const Steps steps{s.L, s.Dk, s.Dv, q, k, key_row, v, o, value_row, decay, beta, kq};
+        step(steps, r.state ? r.state + at : nullptr, r.new_state + at, room);
         store_rows(o, value_row, s.L, s.Dv, out.rows(r.y, 0), out.row);
     }
     return memory.used;
@@ -170,7 +171,7 @@ void upper_by(const float* x, const float* b, float* c, int64_t row, int64_t row
 
 // Working memory of the backward pass of one value head's chunk; [kChunk, width] where not said otherwise.
 struct Gradients {
-    float *dy, *d, *m, *z;        // width Dv: cotangent of Y; V - G K S^T; cotangent of R; S1's cotangent by keys, and scaled rows
+    float *dy, *d, *m, *z;        // width Dv: cotangent of Y; V - G K S^T; cotangent of R; keys by S1's cotangent, then rho U
     float *ut, *dp, *da;          // [Dv, kScoreRow], [kChunk, kScoreRow] twice
     float *dq, *plus, *minus;     // width Dk: cotangents of queries and keys
     float *all_dq, *all_dk;       // width Dk: summed over the value heads of the group

@@ -1,6 +1,7 @@
 // The gated delta rule alone, chunked, with its derivative; shapes and formulas in delta.h.
 //
-// All float32; dense where no row length is given. Up to kStepTokens tokens go one by one, unless `starts` are kept. The derivative recomputes each chunk from the state that it started from, which the forward pass keeps
+// All float32; dense where no row length is given. Up to kStepTokens tokens go one by one, unless `starts` are
+// kept. The derivative recomputes each chunk from the state that it started from, which the forward pass keeps
 // on request: per value head and chunk one S^T of Dk rows, padded(Dv) floats each.
 #pragma once
 
@@ -12,7 +13,8 @@ constexpr float kLeastDecay = 1e-30f;  // g is taken as at least this; its deriv
 
 struct Rule {
     DeltaShape shape;
-    // [B, L, Hk, Dk] twice and [B, L, Hv, Dv]; from token to token `key_row` and `value_row` floats, from row to row L times that.
+    // [B, L, Hk, Dk] twice and [B, L, Hv, Dv]; from token to token `key_row` and `value_row` floats, from row to row L times
+    // as many.
     const float *q = nullptr, *k = nullptr, *v = nullptr;
     int64_t key_row = 0, value_row = 0;
     bool normalise = false;                     // q and k are to be brought to the lengths 1 / sqrt(Dk) and 1 first

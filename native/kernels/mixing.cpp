@@ -63,7 +63,8 @@ struct Window {
     void move_to(int64_t t) {
         for (int64_t j = 1; j < count; j++) rows[j - 1] = rows[j];
         rows[count - 1] = load_row<T>(f, b, t + count - 1, c);
-        if (t + kRowsAhead < f.L) prefetch(row_of(f, static_cast<const T*>(f.x), static_cast<const T*>(f.tail), b, t + count - 1 + kRowsAhead, c), 64);
+        const int64_t ahead = t + count - 1 + kRowsAhead;
+        if (t + kRowsAhead < f.L) prefetch(row_of(f, static_cast<const T*>(f.x), static_cast<const T*>(f.tail), b, ahead, c), 64);
     }
     vf sum(const vf* taps) const {
         vf total{};

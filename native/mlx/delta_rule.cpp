@@ -104,7 +104,8 @@ Arrays delta_rule(const Layout& layout, const Arrays& inputs, bool keep) {
         r.starts = keep ? data<float>(out[2]) : nullptr;
         each_task(r, false, [&](int64_t b, int64_t hk, float* scratch) { rule().forward(r, b, hk, scratch); });
     };
-    const auto vjp = [=](const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums, const Arrays& outputs) {
+    const auto vjp = [=](const Arrays& primals, const Arrays& cotangents, const std::vector<int>& argnums,
+                         const Arrays& outputs) {
         const auto starts = keep ? outputs[2] : delta_rule(layout, primals, true)[2];
         return chosen(delta_rule_gradients(layout, primals, cotangents, starts), argnums);
     };
@@ -217,7 +218,8 @@ GatedNorm norm_of(const Arrays& in, float eps) {
 
 std::pair<mx::array, mx::array> gated_delta(const mx::array& q, const mx::array& k, const mx::array& v, const mx::array& g,
                                             const mx::array& beta, const Maybe& state) {
-    need(q.ndim() == 4 && v.ndim() == 4 && q.shape() == k.shape(), "gated_delta: q and k are [B, L, Hk, Dk], v is [B, L, Hv, Dv]");
+    need(q.ndim() == 4 && v.ndim() == 4 && q.shape() == k.shape(),
+         "gated_delta: q and k are [B, L, Hk, Dk], v is [B, L, Hv, Dv]");
     const int B = q.shape(0), L = q.shape(1), Hk = q.shape(2), Dk = q.shape(3), Hv = v.shape(2), Dv = v.shape(3);
     need(v.shape(0) == B && v.shape(1) == L && Hv % Hk == 0, "gated_delta: v has value heads in a multiple of the key heads");
     need(g.shape() == mx::Shape{B, L, Hv} && beta.shape() == g.shape(), "gated_delta: g and beta are [B, L, Hv]");
@@ -249,7 +251,8 @@ mx::array gated_norm(const mx::array& x, const mx::array& z, const mx::array& we
             const int64_t tasks = norm_tasks(f.rows);
             Scratch parts(size_t(tasks * f.D) * sizeof(float));
             parallel(tasks, [&](int64_t task) {
-                mixing().gated_norm_backward(f, task, data(in[3]), data<float>(out[0]), data(out[1]), parts.as<float>() + task * f.D);
+                mixing().gated_norm_backward(f, task, data(in[3]), data<float>(out[0]), data(out[1]),
+                                             parts.as<float>() + task * f.D);
             });
             for (int64_t i = 0; i < f.D; i++) {
                 float sum = 0.f;
