@@ -72,12 +72,29 @@ void exponentials(const void* x, int64_t n, float shift, float scale, Float type
     });
 }
 
+float divergence(const void* x, const void* y, int64_t n, float x_shift, float y_shift, Float type) {
+    float total = 0.f;
+    with_float(type, [&]<class T>(T*) {
+        const vf down = splat(x_shift), other = splat(y_shift);
+        vf all{};
+        each(n, [&](int64_t i, int count) {
+            const vf log_p = get((const T*)x + i, count) - down, log_q = get((const T*)y + i, count) - other;
+            const vf p = exp(log_p);
+            vf term = p == splat(0.f) ? vf{} : p * (log_p - log_q);
+            for (int k = count; k < kLanes; k++) term[k] = 0.f;
+            all += term;
+        });
+        total = sum(all);
+    });
+    return total;
+}
+
 void softmax_vjp(const void* y, const void* g, int64_t n, Float type, void* dx) {
     with_float(type, [&]<class T>(T*) { softmax_vjp_of((const T*)y, (const T*)g, n, (T*)dx); });
 }
 
 }  // namespace
 
-const LossKernels loss_table{piece, exponentials, softmax_vjp};
+const LossKernels loss_table{piece, exponentials, divergence, softmax_vjp};
 
 }  // namespace optiq::OPTIQ_LEVEL

@@ -178,11 +178,40 @@ mx::array cross_entropy(const mx::array& logits, const mx::array& targets) {
                 {as(logits, type), dense(targets, mx::int32)})[0];
 }
 
+mx::array divergence(const mx::array& reference, const mx::array& candidate) {
+    check(reference, "divergence");
+    if (reference.shape() != candidate.shape()) throw std::invalid_argument("divergence: the logits differ in shape");
+    const auto type = float_type(reference, candidate);
+    const auto run = [](const Arrays& in, Arrays& out) {
+        const Rows x(in[0]), y(in[1]);
+        const Float type = float_of(in[0]);
+        const int64_t rows = x.count(), item = float_bytes(type), cuts = (x.width() + kPiece - 1) / kPiece;
+        Scratch scratch(size_t(rows) * (2 * sizeof(Sum) + size_t(cuts) * 4) + 64);
+        Sum *first = scratch.as<Sum>(), *second = first + rows;
+        float* parts = reinterpret_cast<float*>(second + rows);
+        row_sums(x, type, first);
+        row_sums(y, type, second);
+        row_pieces(x, type, [&](int64_t r, int64_t start, int64_t n) {
+            parts[r * cuts + start / kPiece] = loss().divergence(x.at(r) + start * item, y.at(r) + start * item, n,
+                                                                 first[r].log(), second[r].log(), type);
+        });
+        for (int64_t r = 0; r < rows; r++) {
+            double total = 0;
+            for (int64_t c = 0; c < cuts; c++) total += parts[r * cuts + c];
+            data<float>(out[0])[r] = float(total);
+        }
+    };
+    return make_one(rows_of(reference), mx::float32, std::make_shared<Op>(cpu_stream(), "OptiqDivergence", run),
+                    {as(reference, type), as(candidate, type)});
+}
+
 }  // namespace
 
 void bind_loss(nb::module_& m) {
     m.def("softmax", &softmax, "x"_a, "softmax along the last axis.");
     m.def("logsumexp", &logsumexp, "x"_a, "logsumexp along the last axis, which goes.");
+    m.def("divergence", &divergence, "reference"_a, "candidate"_a,
+          "Kullback-Leibler divergence per row of two arrays of logits [..., V], float32, nats.");
     m.def("cross_entropy", &cross_entropy, "logits"_a, "targets"_a,
           "logsumexp(logits) - logits[target] per row, float32: logits [..., V], targets [...].");
 }

@@ -61,6 +61,32 @@ def test_values_and_derivatives(name: str, rows: int, width: int, dtype: mx.Dtyp
         assert (np.abs(floats.wide(found) - y * (g - inner)) <= bound + 2**-24).all()
 
 
+@pytest.mark.parametrize("name", floats.levels())
+@pytest.mark.parametrize("dtype", floats.TYPES)
+@pytest.mark.parametrize("width", [1, 33, 4096, 9001])
+def test_divergence(name: str, dtype: mx.Dtype, width: int) -> None:
+    rng = np.random.default_rng(width)
+    first = floats.array(rng.standard_normal((2, 3, width)) * 3, dtype, "slice")
+    second = floats.array(floats.wide(first) + rng.standard_normal(first.shape), dtype)
+    x, y = floats.wide(first), floats.wide(second)
+    p, q = x - sums(x)[..., None], y - sums(y)[..., None]
+    expected = (np.exp(p) * (p - q)).sum(-1)
+    with floats.level(name):
+        found = loss.divergence(first, second)
+        assert found.dtype == mx.float32
+        assert np.abs(floats.wide(found) - expected).max() <= 2e-6 * (1 + np.abs(expected).max())
+        assert np.abs(floats.wide(loss.divergence_reference(first, second)) - expected).max() <= 1e-5
+        assert mx.array_equal(loss.divergence(first, first), mx.zeros((2, 3)))
+        assert mx.array_equal(loss.divergence(first[1], second[1]), found[1])
+
+
+def test_divergence_where_the_reference_has_no_mass() -> None:
+    x, y = mx.array([[0.0, -np.inf, 0.0]]), mx.array([[0.0, 5.0, 0.0]])
+    expected = np.log(2 + np.exp(5)) - np.log(2)
+    for form in (loss.divergence, loss.divergence_reference):
+        assert np.isclose(form(x, y).item(), expected, rtol=1e-6)
+
+
 def test_masked_rows_and_far_values() -> None:
     inf = np.inf
     x = mx.array([[-inf, 0.0, -inf, 1.0], [1e4, -1e4, 0.0, 1e4], [-inf, -inf, -inf, -inf], [inf, 0.0, 0.0, 0.0]])

@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from optiq.events import QUIET, Events
+from optiq.kernels import loss
 from optiq.measure import walk
 from optiq.measure.hidden import HiddenStore
 from optiq.measure.tokens import Tokens
@@ -95,9 +96,7 @@ def ratio_interval(ours: np.ndarray, theirs: np.ndarray, resamples: int = RESAMP
 
 def kl(reference: mx.array, candidate: mx.array) -> tuple[mx.array, mx.array]:
     """KL [B, L] and top-1 agreement [B, L] of two arrays of logits [B, L, V]."""
-    p = reference - mx.logsumexp(reference, axis=-1, keepdims=True)
-    q = candidate - mx.logsumexp(candidate, axis=-1, keepdims=True)
-    return (mx.exp(p) * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
+    return loss.divergence(reference, candidate), reference.argmax(-1) == candidate.argmax(-1)
 
 
 def _compare(first: Stream, kept: HiddenStore, second: Stream, store: HiddenStore, tokens: Tokens) -> Divergence:

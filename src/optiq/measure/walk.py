@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from optiq.events import QUIET, Events
+from optiq.kernels import loss as losses
 from optiq.measure.hidden import HiddenStore
 from optiq.measure.moments import Moments, Probe, Sink
 from optiq.models.stream import Stream
@@ -138,9 +138,9 @@ def _tail_backward(stream: Stream, ids: np.ndarray, store: HiddenStore, sink: Si
             logits = stream.tail(hidden, part)
             fixed = mx.stop_gradient(logits)
             labels = mx.stack([mx.random.categorical(fixed[r - a], key=_key(r, left)) for r in range(a, b)])
-            p = mx.softmax(fixed, axis=-1)
+            p = losses.softmax(fixed)
             squares.append((p * (1 - p)).sum((0, 1)))
-            return nn.losses.cross_entropy(logits, labels, reduction="sum")
+            return losses.cross_entropy(logits, labels).sum()
 
         gradient = mx.grad(loss)(hidden)
         if head is not None and head.name in sink.exact_rows:
