@@ -93,21 +93,21 @@ inline void weigh(const Keys& keys, Values& v, int64_t rows) {
         }
 }
 
-// The 16 rows of one diagonal block of (I + A), or of its transpose, in registers for 16 columns at a time.
+// The 16 rows of one diagonal block of (I + A), or of its transpose, in registers, one register of columns at a time.
 template <bool TRANSPOSED>
 inline void solve_block(const float* a, float* x, int64_t row, int64_t columns) {
-    for (int64_t c = 0; c < columns; c += kLanes) {
-        vf rows[kLanes];
+    for (int64_t c = 0; c < columns; c += kRegister) {
+        vr rows[kLanes];
 #pragma GCC unroll 16
-        for (int r = 0; r < kLanes; r++) rows[r] = load(x + r * row + c);
+        for (int r = 0; r < kLanes; r++) rows[r] = load_register(x + r * row + c);
 #pragma GCC unroll 16
         for (int n = 0; n < kLanes; n++) {
             const int s = TRANSPOSED ? kLanes - 1 - n : n;  // this one is solved: take it out of the others
-            store(x + s * row + c, rows[s]);
+            store_register(x + s * row + c, rows[s]);
 #pragma GCC unroll 16
             for (int m = n + 1; m < kLanes; m++) {
                 const int r = TRANSPOSED ? kLanes - 1 - m : m;
-                rows[r] -= splat(TRANSPOSED ? a[s * kScoreRow + r] : a[r * kScoreRow + s]) * rows[s];
+                rows[r] = fused(spread(-(TRANSPOSED ? a[s * kScoreRow + r] : a[r * kScoreRow + s])), rows[s], rows[r]);
             }
         }
     }

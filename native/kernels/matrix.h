@@ -1,15 +1,26 @@
 // Small dense products in float32 for kernels that keep their operands in cache.
 #pragma once
 
-#include "kernels/simd.h"
+#include "kernels/register.h"
 
 namespace optiq::OPTIQ_LEVEL {
 
 #if defined(__AVX512F__)
-constexpr int kBlockRows = 6, kBlockVectors = 4;  // 24 of 32 registers hold sums
+constexpr int kBlockRows = 6, kBlockRegisters = 4;  // 24 of 32 registers hold sums
 #else
-constexpr int kBlockRows = 6, kBlockVectors = 1;  // 12 of 16
+constexpr int kBlockRows = 6, kBlockRegisters = 2;  // 12 of 16
 #endif
+
+inline vr spread(float x) { return x - vr{}; }
+
+// One rounding, as `fma` of simd.h.
+inline vr fused(vr a, vr b, vr c) {
+#if defined(__AVX512F__)
+    return fma(a, b, c);
+#else
+    return (vr)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#endif
+}
 
 // A operand read one value at a time, so that any strides do.
 struct Scalars {
@@ -20,45 +31,47 @@ struct Scalars {
 inline Scalars plain(const float* a, int64_t stride) { return {a, stride, 1}; }
 inline Scalars transposed(const float* a, int64_t stride) { return {a, 1, stride}; }
 
-template <int ROWS, int VECTORS>
+template <int ROWS, int REGISTERS>
 inline void product_block(Scalars a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t depth, float keep) {
-    vf sums[ROWS][VECTORS];
+    vr sums[ROWS][REGISTERS];
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < VECTORS; j++) sums[i][j] = keep != 0.f ? load(c + i * c_row + j * kLanes) * keep : vf{};
+        for (int j = 0; j < REGISTERS; j++)
+            sums[i][j] = keep != 0.f ? load_register(c + i * c_row + j * kRegister) * keep : vr{};
     for (int64_t k = 0; k < depth; k++) {
-        vf row[VECTORS];
-        for (int j = 0; j < VECTORS; j++) row[j] = load(b + k * b_row + j * kLanes);
+        vr row[REGISTERS];
+        for (int j = 0; j < REGISTERS; j++) row[j] = load_register(b + k * b_row + j * kRegister);
         for (int i = 0; i < ROWS; i++) {
-            const vf x = splat(a.start[i * a.row + k * a.column]);
-            for (int j = 0; j < VECTORS; j++) sums[i][j] = fma(x, row[j], sums[i][j]);
+            const vr x = spread(a.start[i * a.row + k * a.column]);
+            for (int j = 0; j < REGISTERS; j++) sums[i][j] = fused(x, row[j], sums[i][j]);
         }
     }
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < VECTORS; j++) store(c + i * c_row + j * kLanes, sums[i][j]);
+        for (int j = 0; j < REGISTERS; j++) store_register(c + i * c_row + j * kRegister, sums[i][j]);
 }
 
-template <int VECTORS>
+template <int REGISTERS>
 void product_panel(Scalars a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows, int64_t depth, float keep) {
     const auto next = [&](int64_t i) { return Scalars{a.start + i * a.row, a.row, a.column}; };
     int64_t i = 0;
     for (; i + kBlockRows <= rows; i += kBlockRows)
-        product_block<kBlockRows, VECTORS>(next(i), b, b_row, c + i * c_row, c_row, depth, keep);
-    if (rows - i >= 4) product_block<4, VECTORS>(next(i), b, b_row, c + i * c_row, c_row, depth, keep), i += 4;
-    if (rows - i >= 2) product_block<2, VECTORS>(next(i), b, b_row, c + i * c_row, c_row, depth, keep), i += 2;
-    if (rows - i >= 1) product_block<1, VECTORS>(next(i), b, b_row, c + i * c_row, c_row, depth, keep);
+        product_block<kBlockRows, REGISTERS>(next(i), b, b_row, c + i * c_row, c_row, depth, keep);
+    if (rows - i >= 4) product_block<4, REGISTERS>(next(i), b, b_row, c + i * c_row, c_row, depth, keep), i += 4;
+    if (rows - i >= 2) product_block<2, REGISTERS>(next(i), b, b_row, c + i * c_row, c_row, depth, keep), i += 2;
+    if (rows - i >= 1) product_block<1, REGISTERS>(next(i), b, b_row, c + i * c_row, c_row, depth, keep);
 }
 
 // C = keep C + A B for A [rows, depth], B [depth, columns], C [rows, columns]; columns is a multiple of 16.
 // With keep 0 the old C is not read.
 inline void product(Scalars a, const float* b, int64_t b_row, float* c, int64_t c_row, int64_t rows, int64_t columns,
                     int64_t depth, float keep) {
+    constexpr int64_t whole = kBlockRegisters * kRegister;
     int64_t j = 0;
-    for (; j + kBlockVectors * kLanes <= columns; j += kBlockVectors * kLanes)
-        product_panel<kBlockVectors>(a, b + j, b_row, c + j, c_row, rows, depth, keep);
-    if constexpr (kBlockVectors > 2)
-        if (columns - j >= 2 * kLanes) product_panel<2>(a, b + j, b_row, c + j, c_row, rows, depth, keep), j += 2 * kLanes;
-    if constexpr (kBlockVectors > 1)
-        if (columns - j >= kLanes) product_panel<1>(a, b + j, b_row, c + j, c_row, rows, depth, keep);
+    for (; j + whole <= columns; j += whole)
+        product_panel<kBlockRegisters>(a, b + j, b_row, c + j, c_row, rows, depth, keep);
+    if constexpr (whole > 32)
+        if (columns - j >= 32) product_panel<32 / kRegister>(a, b + j, b_row, c + j, c_row, rows, depth, keep), j += 32;
+    if constexpr (whole > 16)
+        if (columns - j >= 16) product_panel<16 / kRegister>(a, b + j, b_row, c + j, c_row, rows, depth, keep);
 }
 
 // Lower triangle of C = A B in blocks of 16 rows: row r gets columns up to the end of its block.

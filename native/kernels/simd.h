@@ -217,6 +217,7 @@ inline vf sigmoid(vf x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }
 inline vf silu(vf x) { return x / (splat(1.0f) + exp(-x)); }
 
 // 1 / (1 + e^-x) to 4 ulp at half the price: e^-x is held within e^-80 to e^80, and NaN is not kept.
+#if defined(__AVX512F__)
 inline vf quick_sigmoid(vf x) {
     const vf z = max(min(-x, splat(80.f)), splat(-80.f));
     const vf shifted = fma(z, splat(1.44269504f), splat(12582912.f));
@@ -230,13 +231,29 @@ inline vf quick_sigmoid(vf x) {
     p = fma(p, r, splat(5.0000001201e-1f));
     p = fma(p, r * r, r + splat(1.0f));
     const vf d = splat(1.f) + (vf)((vi)p + ((vi)shifted << 23));  // the low bits of `shifted` are the exponent
-#if defined(__AVX512F__)
     const vf y = (vf)_mm512_maskz_rcp14_ps(__mmask16(-1), (__m512)d);
     return fma(y, fma(-d, y, splat(1.f)), y);
-#else
-    return splat(1.f) / d;
-#endif
 }
+#else
+inline vf quick_sigmoid(vf x) {
+    vf y;
+    for (int half = 0; half < 2; half++) {  // in registers: the compiler would go through memory with all sixteen
+        const auto c = [](float value) { return _mm256_set1_ps(value); };
+        const auto step = [&](__m256 p, __m256 r, float value) { return _mm256_fmadd_ps(p, r, c(value)); };
+        const __m256 from = _mm256_load_ps(reinterpret_cast<const float*>(&x) + 8 * half);
+        const __m256 z = _mm256_max_ps(_mm256_min_ps(_mm256_sub_ps(c(0.f), from), c(80.f)), c(-80.f));
+        const __m256 shifted = _mm256_fmadd_ps(z, c(1.44269504f), c(12582912.f)), n = _mm256_sub_ps(shifted, c(12582912.f));
+        const __m256 r = _mm256_fmadd_ps(n, c(2.12194440e-4f), _mm256_fmadd_ps(n, c(-0.693359375f), z));
+        __m256 p = step(c(1.3981999507e-3f), r, 8.3334519073e-3f);
+        p = step(step(step(p, r, 4.1665795894e-2f), r, 1.6666665459e-1f), r, 5.0000001201e-1f);
+        p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, c(1.f)));
+        const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+        const __m256 d = _mm256_add_ps(c(1.f), _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power)));
+        _mm256_store_ps(reinterpret_cast<float*>(&y) + 8 * half, _mm256_div_ps(c(1.f), d));
+    }
+    return y;
+}
+#endif
 
 inline vf quick_silu(vf x) { return x * quick_sigmoid(x); }
 
