@@ -252,9 +252,13 @@ def training(model_dir: str) -> tuple[nn.Module, Any]:
     model.train()
     mx.eval(model.parameters())
 
+    if SIDE == "ours":
+        from optiq.kernels.loss import cross_entropy
+    else:
+        from mlx.nn.losses import cross_entropy
+
     def loss(model: nn.Module, tokens: mx.array) -> mx.array:
-        logits = model(tokens)[:, :-1]
-        return nn.losses.cross_entropy(logits, tokens[:, 1:], reduction="mean")
+        return cross_entropy(model(tokens)[:, :-1], tokens[:, 1:]).mean()
 
     return model, nn.value_and_grad(model, loss)
 
