@@ -88,6 +88,20 @@ def quality() -> str:
     return "\n".join(lines) + "\n"
 
 
+def cpu() -> str:
+    """One row per speed bar: the figure, what it is measured against, whether it is met."""
+    found = result("cpu")
+    if found is None:
+        return missing("cpu")
+    lines = ["| what | figure | required | measured |", "|---|---:|---:|---|"]
+    for row in found["bars"]:
+        met = "" if row["met"] else " (not met)"
+        lines.append(f"| {row['what']} | {_figure(row)}{met} | {row['direction']} {row['bar']:g} | {row['baseline']} |")
+    host = found["machine"]
+    lines += ["", f"{host['cpu']}, {host['cores']} cores, mlx {host['mlx']}, {found['date'][:10]}."]
+    return "\n".join(lines) + "\n"
+
+
 def bars() -> str:
     """How many of the requirements are met, and every one that is not."""
     results = [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))]
@@ -129,7 +143,7 @@ def tree() -> str:
     return "```\n" + "".join(f"{name:{width}}  {text}".rstrip() + "\n" for name, text in rows) + "```\n"
 
 
-PARTS: dict[str, Callable[[], str]] = {"quality": quality, "bars": bars, "tree": tree}
+PARTS: dict[str, Callable[[], str]] = {"quality": quality, "cpu": cpu, "bars": bars, "tree": tree}
 
 
 def generated(text: str) -> str:

@@ -189,9 +189,14 @@ inline vf lanes(const Sums& sums) {
 
 // One weight row with ROWS prepared rows; out[r] receives the sums.
 template <int BITS, int GROUP, int ROWS>
-inline void product_row(const Coded& w, int64_t o, const Row* rows, float* out) {
-    const uint8_t* codes = w.codes + o * w.row_bytes();
-    const int64_t groups = w.columns / GROUP, chunks = (w.columns + 63) / 64;
+inline void product_row(const Coded& w, int64_t o, const Row* from, vf* out, int64_t step) {
+    // Local copies: vectors may alias anything, so what lies behind a pointer would be read again after every store.
+    Row rows[ROWS];
+    for (int r = 0; r < ROWS; r++) rows[r] = from[r];
+    const int64_t columns = w.columns, groups = columns / GROUP, chunks = (columns + 63) / 64;
+    const void *const scales = w.scales, *const biases = w.biases;
+    const Float type = w.type;
+    const uint8_t* const codes = w.codes + o * w.row_bytes();
     constexpr int64_t segment_chunks = kSegment * GROUP / 64;
     Sums sums[ROWS][kChains]{};
     vf shift[ROWS]{};
@@ -200,7 +205,7 @@ inline void product_row(const Coded& w, int64_t o, const Row* rows, float* out) 
         const int64_t here = groups - start < kSegment ? groups - start : kSegment;
         for (int64_t g = 0; g < here; g += kLanes) {
             const int64_t at = o * groups + start + g;
-            const vf s = load_some(w.scales, w.type, at, here - g), b = load_some(w.biases, w.type, at, here - g);
+            const vf s = load_some(scales, type, at, here - g), b = load_some(biases, type, at, here - g);
             for (int r = 0; r < ROWS; r++) {
                 store(factors[r] + g, s * load(rows[r].steps + start + g));
                 shift[r] = fma(b, load(rows[r].sums + start + g), shift[r]);
@@ -225,17 +230,57 @@ inline void product_row(const Coded& w, int64_t o, const Row* rows, float* out) 
         if (c < count) add_whole(c++, 0);
         // The row's last chunk may be a half, and nothing beyond it may be read.
         if (c == rest && c < segment_chunks)
-            add(Codes<BITS>::last(at + c * BITS * 8, int(w.columns - (first + c) * 64)), c, c % 2 ? kChains - 1 : 0);
+            add(Codes<BITS>::last(at + c * BITS * 8, int(columns - (first + c) * 64)), c, c % 2 ? kChains - 1 : 0);
     }
     for (int r = 0; r < ROWS; r++) {
         vf total = lanes(sums[r][0]);
         if (kChains > 1) total += lanes(sums[r][kChains - 1]);
-        out[r] = sum(total + shift[r]);
+        out[r * step] = total + shift[r];
     }
 }
 
-inline void put(float value, void* y, Float type, int64_t at) {
-    with_float(type, [&]<class T>(T*) { narrow(value, static_cast<T*>(y) + at); });
+// Which lanes of two vectors, each of 16 / WIDTH rows of WIDTH lanes, are the first and the second half of their rows.
+template <int WIDTH>
+struct Halves {
+    alignas(64) int32_t first[kLanes] = {}, second[kLanes] = {};
+    constexpr Halves() {
+        constexpr int rows = kLanes / WIDTH, half = WIDTH / 2;
+        for (int i = 0; i < kLanes; i++) {
+            const int row = i / half;
+            first[i] = (row < rows ? 0 : kLanes) + row % rows * WIDTH + i % half;
+            second[i] = first[i] + half;
+        }
+    }
+};
+
+// Both vectors' rows in one, half as wide: each lane the sum of two.
+template <int WIDTH>
+inline vf halved(vf x, vf y) {
+    static constexpr Halves<WIDTH> lanes;
+    return __builtin_shuffle(x, y, *reinterpret_cast<const vi*>(lanes.first)) +
+           __builtin_shuffle(x, y, *reinterpret_cast<const vi*>(lanes.second));
+}
+
+// Lane i is the sum of rows[i], added in the order of `sum`.
+inline vf sums_of(const vf* rows) {
+#if defined(__AVX512F__)
+    vf all[8];
+    for (int i = 0; i < 8; i++) all[i] = halved<16>(rows[2 * i], rows[2 * i + 1]);
+    for (int i = 0; i < 4; i++) all[i] = halved<8>(all[2 * i], all[2 * i + 1]);
+    for (int i = 0; i < 2; i++) all[i] = halved<4>(all[2 * i], all[2 * i + 1]);
+    return halved<2>(all[0], all[1]);
+#else
+    vf all;
+    for (int i = 0; i < kLanes; i++) all[i] = sum(rows[i]);
+    return all;
+#endif
+}
+
+inline void put(vf values, int64_t count, void* y, Float type, int64_t at) {
+    with_float(type, [&]<class T>(T*) {
+        T* to = static_cast<T*>(y) + at;
+        count == kLanes ? store(to, values) : store_part(to, values, int(count));
+    });
 }
 
 template <int BITS, int GROUP>
@@ -243,18 +288,19 @@ void product_of(const Coded& w, int64_t first, int64_t last, const float* prepar
                 int64_t stride) {
     Row rows[16];
     for (int64_t m = 0; m < count; m++) rows[m] = row_at(prepared, w.columns, w.group, m);
-    // A few activation rows pass the task's codes at a time, so that both stay in the first-level cache.
-    const auto pass = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
-        for (int64_t o = first; o < last; o++) {
-            float out[ROWS];
-            product_row<BITS, GROUP, ROWS>(w, o, rows + m, out);
-            for (int r = 0; r < ROWS; r++) put(out[r], y, y_type, (m + r) * stride + o);
-        }
-    };
-    int64_t m = 0;
-    for (; m + kTogether <= count; m += kTogether) pass(std::integral_constant<int, kTogether>{}, m);
-    if (kTogether > 2 && count - m >= 2) pass(std::integral_constant<int, 2>{}, m), m += 2;
-    if (count - m >= 1) pass(std::integral_constant<int, 1>{}, m);
+    // A few activation rows pass sixteen rows of codes at a time, which stay in the first-level cache.
+    for (int64_t o = first; o < last; o += kLanes) {
+        const int64_t here = last - o < kLanes ? last - o : kLanes;
+        const auto pass = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
+            vf totals[ROWS * kLanes]{};
+            for (int64_t i = 0; i < here; i++) product_row<BITS, GROUP, ROWS>(w, o + i, rows + m, totals + i, kLanes);
+            for (int r = 0; r < ROWS; r++) put(sums_of(totals + r * kLanes), here, y, y_type, (m + r) * stride + o);
+        };
+        int64_t m = 0;
+        for (; m + kTogether <= count; m += kTogether) pass(std::integral_constant<int, kTogether>{}, m);
+        if (kTogether > 2 && count - m >= 2) pass(std::integral_constant<int, 2>{}, m), m += 2;
+        if (count - m >= 1) pass(std::integral_constant<int, 1>{}, m);
+    }
 }
 
 void product(const Coded& w, int64_t first, int64_t last, const float* prepared, int64_t count, void* y, Float y_type,

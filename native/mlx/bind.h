@@ -20,6 +20,7 @@ void bind_attention(nanobind::module_& module);
 void bind_embedding(nanobind::module_& module);
 void bind_gates(nanobind::module_& module);
 void bind_loss(nanobind::module_& module);
+void bind_pages(nanobind::module_& module);
 void bind_norm(nanobind::module_& module);
 void bind_rotary(nanobind::module_& module);
 

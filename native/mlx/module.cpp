@@ -38,5 +38,6 @@ NB_MODULE(_native, m) {
     optiq::bind_gates(m);
     optiq::bind_loss(m);
     optiq::bind_norm(m);
+    optiq::bind_pages(m);
     optiq::bind_rotary(m);
 }

@@ -16,13 +16,16 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
-from optiq.kernels import fused, gated_delta, gates, native, norm, short_conv
+from optiq.kernels import fused, gated_delta, gates, memory, native, norm, short_conv
 from optiq.kernels.dense import dense, gather_mm
 from optiq.kernels.embedding import embedding
 from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmul
 from optiq.kernels.rotary import rope
 from optiq.models import arch
+
+LARGE_BYTES = 4 << 20  # two pages of 2 MB: below that there is little to move
 
 
 class QuantizedLinear:
@@ -264,16 +267,27 @@ def use_kernels(model: nn.Module, forms: dict[str, type] | None = None) -> nn.Mo
     """Give every layer that stands in a table its form, in place.
 
     Args:
-        forms: qualified name of a stock class to the form that takes its place; None: `FORMS` where native kernels are in use,
-            else nothing.
+        forms: qualified name of a stock class to the form that takes its place; None, for a model that will run many steps:
+            `FORMS` where native kernels are in use, else nothing, and freed memory is kept for the next step.
     """
     if forms is None:
-        forms = FORMS if native.module() is not None else {}
+        if native.module() is None:
+            return model
+        memory.retain()
+        _move_to_large_pages(model)
+        forms = FORMS
     for layer in model.modules():
         form = forms.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
         if form is not None and form.fits(layer):  # type: ignore[attr-defined]
             layer.__class__ = _subclass(form, type(layer))
     return model
+
+
+def _move_to_large_pages(model: nn.Module) -> None:
+    """Weights that are read once per token wait less for address translation there; the system may decline."""
+    fast = native.module()
+    assert fast is not None
+    fast.collapse([value for _, value in tree_flatten(model.parameters()) if value.nbytes >= LARGE_BYTES])
 
 
 @cache

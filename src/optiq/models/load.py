@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from optiq.errors import ModelError
-from optiq.kernels import memory, native
 from optiq.models import arch, layers
 from optiq.models.chat import TOKENIZER_FILES, has_tokenizer
 from optiq.models.checkpoint import Checkpoint
@@ -24,8 +23,6 @@ def load(model: str | os.PathLike[str]) -> tuple[Any, Any]:
     """
     path = resolve(model)
     loaded, config = load_modules(path)
-    if native.module() is not None:
-        memory.retain()  # steps ask for the same sizes again and again
     return loaded, _load_tokenizer(path, config)
 
 
