@@ -14,6 +14,7 @@ constexpr int64_t kAhead = 2048;   // bytes of prefetch; flat between 1 and 4 Ki
 // Where the parts of a prepared row lie.
 struct Row {
     int8_t* chunks;  // per 64 columns 128 bytes: high and low bytes, or 16-bit numbers
+    int8_t* pairs;   // per 128 columns 256 bytes: high bytes of even and of odd columns, low bytes likewise
     float* steps;
     float* sums;
 };
@@ -22,8 +23,9 @@ inline int64_t padded_groups(int64_t columns, int group) { return (columns / gro
 
 inline Row row_at(const float* prepared, int64_t columns, int group, int64_t index) {
     float* base = const_cast<float*>(prepared) + index * prepared_floats(columns, group);
-    float* steps = base + (columns + 63) / 64 * 32;
-    return {reinterpret_cast<int8_t*>(base), steps, steps + padded_groups(columns, group)};
+    const int64_t half = (columns + 63) / 64 * 32;
+    float* steps = base + 2 * half;
+    return {reinterpret_cast<int8_t*>(base), reinterpret_cast<int8_t*>(base + half), steps, steps + padded_groups(columns, group)};
 }
 
 // Sixteen fixed-point numbers at column `at` of a chunk.
@@ -37,6 +39,45 @@ inline void store_fixed(int8_t* chunk, int at, vi fixed) {
     std::memcpy(chunk + 2 * at, &halves, 32);
 #endif
 }
+
+// A byte of 4-bit codes is an even column and the odd one after it: 64 bytes meet 64 even and 64 odd columns, whole, where the
+// natural order would ask for two unpacked halves.
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+constexpr bool kPairs = true;
+
+inline void pair_up(const Row& row, int64_t columns) {
+    alignas(64) static constexpr auto even = [] {
+        struct { uint8_t at[64]; } table{};
+        for (int j = 0; j < 64; j++) table.at[j] = uint8_t(2 * j);
+        return table;
+    }();
+    const __m512i evens = _mm512_load_si512(&even), odds = _mm512_or_si512(evens, _mm512_set1_epi8(1));
+    for (int64_t p = 0; p < columns / 128; p++)
+        for (int low = 0; low < 2; low++) {
+            const int8_t* from = row.chunks + p * 256 + low * 64;
+            const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + 128);
+            _mm512_storeu_si512(row.pairs + p * 256 + low * 128, _mm512_permutex2var_epi8(a, evens, b));
+            _mm512_storeu_si512(row.pairs + p * 256 + low * 128 + 64, _mm512_permutex2var_epi8(a, odds, b));
+        }
+}
+
+// Adds the products of 128 4-bit codes with one row's pair `x`; each 32-bit lane is eight columns.
+template <int GROUP>
+inline vf add_pair(__m512i codes, const int8_t* x, const float* factors, int64_t p, vf total) {
+    const __m512i mask = _mm512_set1_epi8(15), low = _mm512_and_si512(codes, mask);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
+    __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(x));
+    sums = _mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(x + 64));
+    sums = _mm512_dpbusd_epi32(_mm512_slli_epi32(sums, 8), low, _mm512_loadu_si512(x + 128));
+    sums = _mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(x + 192));
+    __m512 factor = _mm512_set1_ps(factors[GROUP == 64 ? 2 * p : p]);
+    if constexpr (GROUP == 64) factor = _mm512_mask_broadcastss_ps(factor, 0xff00, _mm_load_ss(factors + 2 * p + 1));
+    return (vf)_mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), factor, (__m512)total);
+}
+#else
+constexpr bool kPairs = false;
+inline void pair_up(const Row&, int64_t) {}
+#endif
 
 inline int whole_sum(vi x) {
 #if defined(__AVX512F__)
@@ -76,6 +117,7 @@ void prepare_row(const T* x, int64_t columns, int group, float* prepared) {
         row.sums[g] = row.steps[g] * float(whole_sum(fixed_total));
     }
     for (int64_t g = groups; g < padded_groups(columns, group); g++) row.steps[g] = row.sums[g] = 0.f;
+    if (kPairs && columns % 128 == 0) pair_up(row, columns);
 }
 
 void prepare(const void* x, Float type, int64_t columns, int group, float* prepared) {
@@ -211,6 +253,23 @@ inline void product_row(const Coded& w, int64_t o, const Row* from, vf* out, int
                 shift[r] = fma(b, load(rows[r].sums + start + g), shift[r]);
             }
         }
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+        if constexpr (BITS == 4 && GROUP != 32)
+            if (columns % 128 == 0) {
+                const int64_t begin = start * GROUP / 128, count = here * GROUP / 128;
+                const auto add_at = [&](int64_t p, int chain) {
+                    const uint8_t* at = codes + (begin + p) * 64;
+                    _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
+                    const __m512i some = _mm512_loadu_si512(at);
+                    for (int r = 0; r < ROWS; r++)
+                        sums[r][chain] = add_pair<GROUP>(some, rows[r].pairs + (begin + p) * 256, factors[r], p, sums[r][chain]);
+                };
+                int64_t p = 0;
+                for (; p + 1 < count; p += 2) add_at(p, 0), add_at(p + 1, 1);
+                if (p < count) add_at(p, 0);
+                continue;
+            }
+#endif
         const int64_t first = start * GROUP / 64, rest = chunks - 1 - first;
         const int64_t count = rest < segment_chunks ? rest : segment_chunks;
         const uint8_t* at = codes + first * BITS * 8;

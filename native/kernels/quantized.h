@@ -36,10 +36,11 @@ struct Coded {
     int64_t groups() const { return columns / group; }
 };
 
-// Floats that a prepared activation row takes: bytes of all chunks of 64, then step and sum per group, padded.
+// Floats that a prepared activation row takes: bytes of all chunks of 64, the same in the order of 4-bit codes, then step and
+// sum per group, padded.
 inline int64_t prepared_floats(int64_t columns, int group) {
     const int64_t chunks = (columns + 63) / 64, groups = (columns / group + 15) / 16 * 16 + 16;
-    return chunks * 32 + 2 * groups;
+    return chunks * 64 + 2 * groups;
 }
 
 struct QuantizedKernels {

@@ -3,7 +3,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "mlx/bind.h"
 #include "mlx/op.h"
@@ -14,25 +16,46 @@ using namespace nb::literals;
 namespace optiq {
 namespace {
 
-constexpr uintptr_t kLargePage = 2u << 20;
+constexpr uintptr_t kLargePage = 2u << 20, kSmallPage = 4096;
 constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1; older C libraries do not name it
 
-// Asks the system to move an evaluated array to large pages now; where it cannot, nothing changes. True if all of it moved.
-bool collapse(const mx::array& x) {
-    const auto start = reinterpret_cast<uintptr_t>(x.data<char>()), end = start + x.nbytes();
-    const uintptr_t first = (start + kLargePage - 1) & ~(kLargePage - 1), last = end & ~(kLargePage - 1);
-    return first >= last || madvise(reinterpret_cast<void*>(first), last - first, kCollapse) == 0;
+struct Span {
+    uintptr_t start, end;
+};
+
+// The memory of evaluated arrays in rising order; what lies closer together than a small page is one span, because the
+// allocator puts its own words between.
+std::vector<Span> spans(const std::vector<mx::array>& arrays) {
+    std::vector<Span> all, joined;
+    for (const auto& x : arrays) {
+        if (x.status() == mx::array::Status::unscheduled) continue;
+        const auto start = reinterpret_cast<uintptr_t>(x.data<char>());
+        all.push_back({start, start + x.nbytes()});
+    }
+    std::sort(all.begin(), all.end(), [](const Span& a, const Span& b) { return a.start < b.start; });
+    for (const auto& span : all) {
+        if (!joined.empty() && span.start <= joined.back().end + kSmallPage)
+            joined.back().end = std::max(joined.back().end, span.end);
+        else
+            joined.push_back(span);
+    }
+    return joined;
+}
+
+// Asks the system to move the arrays to large pages now; where it cannot, nothing changes. The bytes that were moved.
+int64_t collapse(const std::vector<mx::array>& arrays) {
+    int64_t moved = 0;
+    for (const auto& span : spans(arrays)) {
+        const uintptr_t first = (span.start + kLargePage - 1) & ~(kLargePage - 1), last = span.end & ~(kLargePage - 1);
+        if (first < last && madvise(reinterpret_cast<void*>(first), last - first, kCollapse) == 0) moved += int64_t(last - first);
+    }
+    return moved;
 }
 
 }  // namespace
 
 void bind_pages(nb::module_& m) {
-    m.def("collapse", [](const std::vector<mx::array>& arrays) {
-        bool all = true;
-        for (const auto& x : arrays)
-            if (x.status() != mx::array::Status::unscheduled) all = collapse(x) && all;
-        return all;
-    }, "arrays"_a, "Move evaluated arrays to large pages; false where the system could not.");
+    m.def("collapse", &collapse, "arrays"_a, "Move evaluated arrays to large pages; how many bytes were moved.");
 }
 
 }  // namespace optiq

@@ -25,9 +25,6 @@ from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmu
 from optiq.kernels.rotary import rope
 from optiq.models import arch
 
-LARGE_BYTES = 4 << 20  # two pages of 2 MB: below that there is little to move
-
-
 class QuantizedLinear:
     """`nn.QuantizedLinear` in affine mode."""
 
@@ -287,7 +284,7 @@ def _move_to_large_pages(model: nn.Module) -> None:
     """Weights that are read once per token wait less for address translation there; the system may decline."""
     fast = native.module()
     assert fast is not None
-    fast.collapse([value for _, value in tree_flatten(model.parameters()) if value.nbytes >= LARGE_BYTES])
+    fast.collapse([value for _, value in tree_flatten(model.parameters())])
 
 
 @cache

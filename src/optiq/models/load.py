@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optiq.errors import ModelError
+from optiq.kernels import memory, native
 from optiq.models import arch, layers
 from optiq.models.chat import TOKENIZER_FILES, has_tokenizer
 from optiq.models.checkpoint import Checkpoint
@@ -35,6 +36,8 @@ def load_modules(path: Path) -> tuple[Any, dict[str, Any]]:
     from mlx_lm.utils import load_model
 
     Checkpoint.open(path)
+    if native.module() is not None:
+        memory.retain()  # before the weights are read, so that they lie side by side and can move to large pages
     try:
         model, config = load_model(path, get_model_classes=lambda config: arch.classes(config))
     except (ValueError, KeyError, TypeError) as error:
