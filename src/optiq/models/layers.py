@@ -25,6 +25,7 @@ from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmu
 from optiq.kernels.rotary import rope
 from optiq.models import arch
 
+
 class QuantizedLinear:
     """`nn.QuantizedLinear` in affine mode."""
 
