@@ -146,13 +146,9 @@ class Side:
         """Versions, and which kernels compute."""
         found: dict[str, Any] = {"side": SIDE, "mlx": mx.__version__, "optiq": "optiq" in sys.modules}
         if SIDE == "ours":
-            from optiq.kernels import blas
+            from optiq.kernels import blas, native
 
-            found["blas"] = vars(blas.preload())
-            try:
-                from optiq.kernels import native
-            except ImportError:
-                return found
+            found["blas"] = {name: value for name, value in vars(blas.preload()).items() if name != "path"}
             found["kernels"] = vars(native.choice())
         return found
 
