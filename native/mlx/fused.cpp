@@ -7,7 +7,7 @@
 
 #include "core/pool.h"
 #include "core/scratch.h"
-#include "kernels/quantized.h"
+#include "kernels/multiply.h"
 #include "mlx/bind.h"
 #include "mlx/op.h"
 #include "mlx/quantized.h"
@@ -18,17 +18,8 @@ using namespace nb::literals;
 namespace optiq {
 namespace {
 
-constexpr int64_t kRows = 16;
-constexpr int64_t kTaskBytes = 32 * 1024;
-
 // One coded weight as Python hands it over: codes, scales, biases, group size, bits.
 using Weight = std::tuple<mx::array, mx::array, mx::array, int, int>;
-
-Coded coded(const Arrays& in, size_t at, int group, int bits) {
-    const mx::array &codes = in[at], &scales = in[at + 1], &biases = in[at + 2];
-    return {data<uint8_t>(codes), data(scales), data(biases), float_of(scales), bits, group,
-            int64_t(codes.shape(0)), int64_t(codes.shape(1)) * 32 / bits};
-}
 
 // The rows of x as quantized().product wants them, once per group size.
 class Prepared {
@@ -58,8 +49,8 @@ class Prepared {
     float* at_[3] = {};  // by group / 64: 32, 64, 128
 };
 
-// Output rows per task, by the bytes of codes alone.
-int64_t task_rows(const Coded& w) { return std::max<int64_t>(1, kTaskBytes / w.row_bytes()); }
+// The weight whose three arrays begin at `at`.
+Coded coded_at(const Arrays& in, size_t at, int group, int bits) { return coded(in[at], in[at + 1], in[at + 2], group, bits); }
 
 mx::array product(const mx::array& x, const Weight& w) {
     const auto& [codes, scales, biases, group, bits] = w;
@@ -74,7 +65,10 @@ Op::Vjp by_composition(std::function<Arrays(const mx::array&)> function) {
     };
 }
 
-void append(Arrays& inputs, const Weight& weight) {
+// Checked against the width of what it multiplies, as the single product does.
+void append(Arrays& inputs, const Weight& weight, int64_t width) {
+    const auto& [codes, scales, biases, group, bits] = weight;
+    check_coded(codes, scales, biases, group, bits, width, true);
     inputs.push_back(dense(std::get<0>(weight)));
     inputs.push_back(dense(std::get<1>(weight)));
     inputs.push_back(dense(std::get<2>(weight)));
@@ -82,12 +76,12 @@ void append(Arrays& inputs, const Weight& weight) {
 
 std::vector<mx::array> project(const mx::array& x, const std::vector<Weight>& weights) {
     const int64_t rows = int64_t(x.size()) / x.shape(-1);
-    if (rows > kRows) throw std::invalid_argument("project takes at most 16 rows");
+    if (rows > kFewRows) throw std::invalid_argument("project takes at most 16 rows");
     Arrays inputs{dense(x)};
     std::vector<mx::Shape> shapes;
     std::vector<int> groups, bits;
     for (const auto& weight : weights) {
-        append(inputs, weight);
+        append(inputs, weight, x.shape(-1));
         groups.push_back(std::get<3>(weight));
         bits.push_back(std::get<4>(weight));
         shapes.push_back(x.shape());
@@ -104,7 +98,7 @@ std::vector<mx::array> project(const mx::array& x, const std::vector<Weight>& we
         std::vector<Part> parts;
         int64_t tasks = 0;
         for (size_t i = 0; i < groups.size(); i++) {
-            const Coded w = coded(in, 1 + 3 * i, groups[i], bits[i]);
+            const Coded w = coded_at(in, 1 + 3 * i, groups[i], bits[i]);
             parts.push_back({w, data(out[i]), tasks});
             tasks += (w.rows + task_rows(w) - 1) / task_rows(w);
         }
@@ -128,17 +122,18 @@ std::vector<mx::array> project(const mx::array& x, const std::vector<Weight>& we
 
 mx::array mlp(const mx::array& x, const Weight& gate, const Weight& up, const Weight& down) {
     const int64_t rows = int64_t(x.size()) / x.shape(-1);
-    if (rows > kRows) throw std::invalid_argument("mlp takes at most 16 rows");
+    if (rows > kFewRows) throw std::invalid_argument("mlp takes at most 16 rows");
+    if (std::get<0>(gate).shape(0) != std::get<0>(up).shape(0)) throw std::invalid_argument("gate and up differ in their rows");
     Arrays inputs{dense(x)};
     std::vector<int> groups, bits;
     for (const auto* weight : {&gate, &up, &down}) {
-        append(inputs, *weight);
+        append(inputs, *weight, weight == &down ? std::get<0>(gate).shape(0) : x.shape(-1));
         groups.push_back(std::get<3>(*weight));
         bits.push_back(std::get<4>(*weight));
     }
     const auto run = [=](const Arrays& in, Arrays& out) {
         const Float type = float_of(in[0]);
-        const Coded g = coded(in, 1, groups[0], bits[0]), u = coded(in, 4, groups[1], bits[1]), d = coded(in, 7, groups[2], bits[2]);
+        const Coded g = coded_at(in, 1, groups[0], bits[0]), u = coded_at(in, 4, groups[1], bits[1]), d = coded_at(in, 7, groups[2], bits[2]);
         const Prepared prepared(data(in[0]), type, rows, in[0].shape(-1), {groups[0], groups[1]});
         Scratch scratch(size_t(2 * rows * g.rows) * 4);
         float *hidden = scratch.as<float>(), *other = hidden + rows * g.rows;

@@ -13,7 +13,7 @@ from math import prod
 
 import mlx.core as mx
 
-from optiq.kernels import native
+from optiq.kernels import gates, native
 from optiq.kernels.quantized import quantized_matmul
 
 FEW_ROWS = 16
@@ -35,8 +35,7 @@ def mlp(x: mx.array, gate: Weight, up: Weight, down: Weight) -> mx.array:
     fast = native.module()
     if fast is not None and prod(x.shape[:-1]) <= FEW_ROWS:
         return fast.mlp(x, gate, up, down)
-    g, u = _product(x, gate), _product(x, up)
-    return _product(g * mx.sigmoid(g) * u, down)
+    return _product(gates.swiglu(_product(x, gate), _product(x, up)), down)
 
 
 def _product(x: mx.array, weight: Weight) -> mx.array:
