@@ -1,0 +1,205 @@
+"""Vectors as rotated codes with one scale each, and attention over keys and values that are stored so.
+
+A vector x [D] becomes y = H (d * x) (`kernels.rotation`; the diagonal d holds random signs, and what else is folded into
+it), and y becomes codes of a `Codebook` and one scale s in bfloat16:
+
+    z = y / (r unit)    r = |y| / sqrt(D)       code_i = the level l nearest to z_i
+    s = r unit                                  ``"norm"``: what TurboQuant stores
+    s = y . l / l . l                           ``"fit"``: the least squared error, given the codes
+    y' = s l
+
+Codes are a little-endian bit stream, `bits` each without gaps: D bits / 8 bytes. Attention needs no inverse for keys, since
+(H d_q q) . y' is the score where d_q d = 1, and one for the sum of the values:
+
+    s_j = scale (H (d_q q)) . k'_j              out = (sum_j w_j full v_j) + d_v^-1 H (sum_j w_j v'_j) + (sum_packed w_j) mean_v
+
+with one softmax over packed and full-precision keys. Keys may have had any constant vector taken away, as long as it is
+the same one for all: softmax does not see it.
+
+Shapes: B, L tokens in this step, H query heads over G key/value heads, P packed tokens, F full-precision tokens, D.
+Native forms: native/kernels/packed.h. `pack` and `attend` of the native kernels follow these definitions up to float32 rounding
+(a coordinate that lies on a bound may take either neighbour).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from optiq.kernels import rotation
+from optiq.kernels.codebook import Codebook
+
+Scaling = Literal["norm", "fit"]
+
+
+class Packed(NamedTuple):
+    """Packed vectors: codes uint8 [..., D bits / 8] and scales bfloat16 [...]."""
+
+    codes: mx.array
+    scales: mx.array
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """How vectors of one kind (the keys or the values of a layer) are packed.
+
+    Args:
+        book: levels.
+        diagonal: [G, D] float32, multiplied before the transform.
+        undo: [G, D] float32: of queries 1 / diagonal times signs for keys (so that scores stay), 1 / diagonal for values.
+        scaling: which scale is stored.
+        mean: [G, D] float32 that is added to unpacked values; None for zero. Only values: keys need none.
+    """
+
+    book: Codebook
+    diagonal: mx.array
+    undo: mx.array
+    scaling: Scaling
+    mean: mx.array | None = None
+
+
+def packed_bytes(width: int, bits: int) -> int:
+    """Bytes of one packed vector, its scale included."""
+    return width * bits // 8 + 2
+
+
+def pack(x: mx.array, form: Form) -> Packed:
+    """Pack vectors x [B, G, L, D] of any float type: codes uint8 [B, G, L, D bits / 8], scales bfloat16 [B, G, L]."""
+    return pack_reference(x, form)
+
+
+def store(buffer: Packed, start: int, x: mx.array, form: Form) -> Packed:
+    """Pack x [B, G, L, D] into tokens [start, start + L) of a buffer of codes [B, G, C, ...] and scales [B, G, C].
+
+    The buffer belongs to the caller alone and is used up: native kernels write where it lies.
+    """
+    found, end = pack(x, form), start + x.shape[2]
+    codes, scales = buffer
+    codes[:, :, start:end], scales[:, :, start:end] = found
+    return Packed(codes, scales)
+
+
+def unpack(packed: Packed, form: Form, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """The vectors [B, G, P, D] themselves; values with their mean, keys without."""
+    return unpack_reference(packed, form, dtype)
+
+
+def attend(
+    q: mx.array,
+    keys: Packed,
+    values: Packed,
+    k: mx.array,
+    v: mx.array,
+    key_form: Form,
+    value_form: Form,
+    *,
+    scale: float,
+    starts: mx.array | None = None,
+    mask: mx.array | None = None,
+) -> mx.array:
+    """Attention over packed tokens, then full-precision ones; arguments and result as `attend_reference`."""
+    return attend_reference(q, keys, values, k, v, key_form, value_form, scale=scale, starts=starts, mask=mask)
+
+
+def pack_reference(x: mx.array, form: Form) -> Packed:
+    """The definition of packing.
+
+    Args:
+        x: [B, G, L, D], any float type; a mean has been taken away already.
+
+    Returns:
+        Codes uint8 [B, G, L, D bits / 8] and scales bfloat16 [B, G, L]; a vector of zeros has scale 0.
+    """
+    book, width = form.book, x.shape[-1]
+    y = rotation.transform(x.astype(mx.float32) * form.diagonal[:, None])
+    step = mx.sqrt((y * y).sum(-1, keepdims=True) / width) * book.unit
+    z = y / mx.where(step > 0, step, 1.0)
+    index = mx.zeros(z.shape, mx.uint8)
+    for bound in book.bounds:
+        index = index + (z > bound)
+    if form.scaling == "fit":
+        level = mx.array(book.levels, mx.float32)[index]
+        step = mx.where(step > 0, (y * level).sum(-1, keepdims=True) / (level * level).sum(-1, keepdims=True), 0.0)
+    return Packed(pack_bits(index, book.bits), step[..., 0].astype(mx.bfloat16))
+
+
+def unpack_rotated(packed: Packed, book: Codebook) -> mx.array:
+    """y' [..., D] float32, still rotated."""
+    level = mx.array(book.levels, mx.float32)[unpack_bits(packed.codes, book.bits)]
+    return level * packed.scales.astype(mx.float32)[..., None]
+
+
+def unpack_reference(packed: Packed, form: Form, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """The definition of unpacking: the vectors [B, G, P, D] themselves; values with their mean, keys without."""
+    x = rotation.transform(unpack_rotated(packed, form.book)) / form.diagonal[:, None]
+    return (x if form.mean is None else x + form.mean[:, None]).astype(dtype)
+
+
+def attend_reference(
+    q: mx.array,
+    keys: Packed,
+    values: Packed,
+    k: mx.array,
+    v: mx.array,
+    key_form: Form,
+    value_form: Form,
+    *,
+    scale: float,
+    starts: mx.array | None = None,
+    mask: mx.array | None = None,
+) -> mx.array:
+    """The definition of attention over packed tokens, then full-precision ones.
+
+    Args:
+        q: [B, H, L, D].
+        keys, values: of P packed tokens, [B, G, P, ...]; every query sees them from `starts` on.
+        k, v: [B, G, F, D]: of full-precision tokens. The last query stands at the last of them; F >= L.
+        starts: int32 [B], the first packed token that a row sees (rows of different lengths end together); None for 0.
+        mask: boolean, broadcasts to [B, H, L, P + F], of what each query sees of all; None for `starts` and causal.
+
+    Returns:
+        [B, H, L, D] in the type of q.
+    """
+    batch, heads, length, width = q.shape
+    groups, old, new = k.shape[1], keys.scales.shape[2], k.shape[2]
+    wide = q.astype(mx.float32).reshape(batch, groups, heads // groups, length, width)
+    rotated = rotation.transform(wide * key_form.undo[:, None, None])
+    left = rotated @ mx.swapaxes(unpack_rotated(keys, key_form.book), 2, 3)[:, :, None]
+    right = wide @ mx.swapaxes(k.astype(mx.float32), 2, 3)[:, :, None]
+    scores = (mx.concatenate([left, right], -1) * scale).reshape(batch, heads, length, old + new)
+    if mask is None:
+        mask = seen(batch, length, old, new, starts)
+    weights = mx.softmax(mx.where(mask, scores, -mx.inf), -1).reshape(batch, groups, heads // groups, length, old + new)
+    ours, theirs = weights[..., :old], weights[..., old:]
+    packed = rotation.transform(ours @ unpack_rotated(values, value_form.book)[:, :, None]) * value_form.undo[:, None, None]
+    if value_form.mean is not None:
+        packed = packed + ours.sum(-1, keepdims=True) * value_form.mean[:, None, None]
+    out = packed + theirs @ v.astype(mx.float32)[:, :, None]
+    return out.reshape(batch, heads, length, width).astype(q.dtype)
+
+
+def seen(batch: int, length: int, old: int, new: int, starts: mx.array | None = None) -> mx.array:
+    """Boolean [B, 1, L, P + F]: packed tokens from each row's start on, full-precision tokens up to the query's own place."""
+    position = mx.arange(old + new)
+    causal = position[None] <= mx.arange(old + new - length, old + new)[:, None]
+    first = mx.zeros((batch,), mx.int32) if starts is None else starts
+    return causal[None, None] & ((position[None] >= first[:, None]) | (position[None] >= old))[:, None, None]
+
+
+def pack_bits(index: mx.array, bits: int) -> mx.array:
+    """Codes uint8 [..., D] below 2^bits as a little-endian bit stream, uint8 [..., D bits / 8]; D a multiple of 8."""
+    groups = index.reshape(*index.shape[:-1], -1, 8).astype(mx.uint64)
+    word = (groups << mx.array(np.arange(8) * bits, mx.uint64)).sum(-1)
+    parts = (word[..., None] >> mx.array(np.arange(bits) * 8, mx.uint64)) & 255
+    return parts.astype(mx.uint8).reshape(*index.shape[:-1], -1)
+
+
+def unpack_bits(codes: mx.array, bits: int) -> mx.array:
+    """The inverse of `pack_bits`."""
+    parts = codes.reshape(*codes.shape[:-1], -1, bits).astype(mx.uint64)
+    word = (parts << mx.array(np.arange(bits) * 8, mx.uint64)).sum(-1)
+    index = (word[..., None] >> mx.array(np.arange(8) * bits, mx.uint64)) & (2**bits - 1)
+    return index.astype(mx.uint8).reshape(*codes.shape[:-1], -1)
