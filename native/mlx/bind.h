@@ -23,5 +23,6 @@ void bind_loss(nanobind::module_& module);
 void bind_pages(nanobind::module_& module);
 void bind_norm(nanobind::module_& module);
 void bind_rotary(nanobind::module_& module);
+void bind_step(nanobind::module_& module);
 
 }  // namespace optiq

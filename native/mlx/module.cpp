@@ -40,4 +40,5 @@ NB_MODULE(_native, m) {
     optiq::bind_norm(m);
     optiq::bind_pages(m);
     optiq::bind_rotary(m);
+    optiq::bind_step(m);
 }
