@@ -20,8 +20,7 @@ inline int64_t coordinate(bool pairs, int64_t place) {
 
 // 128 codes of one key, of at most 4 bits: 64 even ones and 64 odd ones. A 64-bit word holds sixteen.
 template <int BITS>
-inline void decode_paired(__m512i table, const uint8_t* p, int8_t* out) {
-    const __m512i raw = first_bytes(p, 16 * BITS);
+inline void decode_paired(__m512i table, __m512i raw, int8_t* out) {
     __m512i even = raw, odd = _mm512_srli_epi16(raw, 4);
     if constexpr (BITS != 4) {
         static constexpr ByteTable bytes = [] {
@@ -40,17 +39,6 @@ inline void decode_paired(__m512i table, const uint8_t* p, int8_t* out) {
     }
     _mm512_store_si512(out, look_up<BITS>(table, even));
     _mm512_store_si512(out + 64, look_up<BITS>(table, odd));
-}
-
-template <int BITS>
-inline void decode_key(__m512i table, const uint8_t* p, int64_t width, int8_t* out) {
-    if constexpr (BITS <= 4)
-        if (width % 128 == 0) {
-            for (int64_t d = 0; d < width; d += 128) decode_paired<BITS>(table, p + d / 8 * BITS, out + d);
-            return;
-        }
-    for (int64_t d = 0; d < width; d += 64)
-        _mm512_store_si512(out + d, sixty_four<BITS>(table, p + d / 8 * BITS, (width - d) * BITS / 8));
 }
 
 // Values of four tokens side by side, dword by dword a coordinate. kUnit coordinates come at once: two vectors, those of the even

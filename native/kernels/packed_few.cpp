@@ -159,19 +159,17 @@ void add_values(const PackedAttention& a, const PackedBlock& b, const Work& work
 }
 
 void block_of(const PackedAttention& a, const PackedBlock& b, const void* queries, float* partial, void* scratch) {
-    const int64_t rows = packed_rows(a), stride = packed_partial_stride(a), width = a.full.width;
+    const int64_t rows = packed_rows(a), width = a.full.width;
     const Work work(a, scratch);
     const Queries prepared(a, const_cast<void*>(queries));
     decode_keys(a, b, work.levels);
     score(a, b, prepared, work);
-    for (int64_t r = 0; r < rows; r++) {
-        int16_t* weights = work.weights + r * kPackedKeys;
-        work.steps[r] = weigh_packed(a, b, r, prepared.steps[r], work.scores + r * kPackedKeys, partial + r * stride,
-                                     [&](int j, vi fixed) {
-                                         const vh low = low_halves(fixed & 0xffff);
-                                         std::memcpy(weights + j, &low, 32);
-                                     });
-    }
+    for (int64_t r = 0; r < rows; r += kWeighRows)
+        weigh_packed(a, b, r, at_most(kWeighRows, rows - r), prepared.steps, work.scores + r * kPackedKeys, work.steps, partial,
+                     [&](int64_t i, int j, vi fixed) {
+                         const vh low = low_halves(fixed & 0xffff);
+                         std::memcpy(work.weights + (r + i) * kPackedKeys + j, &low, 32);
+                     });
     std::memset(work.weights + rows * kPackedKeys, 0, size_t((padded_rows(a) - rows) * kPackedKeys * 2));
     decode_pairs(a, b, work.levels);
     for (int64_t r = 0; r < rows; r += kRowsTogether) {

@@ -2,7 +2,8 @@
 //
 // Eight rows go together: the high bytes of their fixed-point numbers are eight lines of a tile, the low bytes eight others, so
 // that one product gives both sums. Keys are the left side (16 keys of 64 coordinates), values the right one (64 tokens, four
-// to a dword, of 16 coordinates). Levels live in the first-level cache between decoding and product, which run one step apart.
+// to a dword, of 16 coordinates). Levels stay in the caches between decoding and product, which run one step apart and
+// alternate: tiles multiply while the vector units decode.
 #pragma once
 
 #include "kernels/packed_decode.h"
@@ -12,7 +13,8 @@ namespace optiq::OPTIQ_LEVEL {
 
 #if defined(__AMX_INT8__)
 
-constexpr int64_t kTileRows = 8, kTileKeys = 32, kTileColumns = 64;
+constexpr int64_t kTileRows = 8, kTileColumns = 64;
+constexpr int64_t kKeyStep = 32, kStep = 64;  // keys and values that are decoded at a time
 
 inline bool tiled(const PackedAttention& a) {
     const auto dense = [&](const PackedRows& x) { return x.codes.row >= x.book->row_bytes(a.full.width); };
@@ -36,14 +38,40 @@ struct TiledQueries {
     }
 };
 
+// Calls f with 0, 1, 2, 3 as compile-time constants.
+template <class F>
+inline void each_tile(const F& f) {
+    f(std::integral_constant<int, 0>{});
+    f(std::integral_constant<int, 1>{});
+    f(std::integral_constant<int, 2>{});
+    f(std::integral_constant<int, 3>{});
+}
+
+// The four tiles of sums. GCC 12 takes the name of a tile as text, so nothing but a literal will do.
+template <int T>
+inline void clear_sums() {
+    if constexpr (T == 0) _tile_zero(0);
+    if constexpr (T == 1) _tile_zero(1);
+    if constexpr (T == 2) _tile_zero(2);
+    if constexpr (T == 3) _tile_zero(3);
+}
+
+template <int T>
+inline void store_sums(int32_t* to, int64_t stride) {
+    if constexpr (T == 0) _tile_stored(0, to, stride);
+    if constexpr (T == 1) _tile_stored(1, to, stride);
+    if constexpr (T == 2) _tile_stored(2, to, stride);
+    if constexpr (T == 3) _tile_stored(3, to, stride);
+}
+
 // Memory of a block.
 struct TiledWork {
-    int8_t* keys[2];   // [kTileKeys, padded D]
-    int32_t* sums[2];  // [row tiles, kTileKeys, 16]
+    int8_t* keys[2];   // [kKeyStep, padded D]
+    int32_t* sums[2];  // [row tiles, kKeyStep, 16]
     int32_t* scores;   // [rows, kPackedKeys]
-    int8_t* weights;   // [row tiles, kPackedKeys / 64, 16, 64]
+    int8_t* weights;   // [row tiles, kPackedKeys / kStep, 16, 64]
     float* steps;      // [rows]
-    int8_t* values;    // [kPackedKeys / 64, kTileColumns / 16, 16, 64]
+    int8_t* values;    // [kPackedKeys / kStep, kTileColumns / 16, 16, 64]
     uint8_t* tail;     // codes of the last tokens and some bytes
     int32_t* o;        // [16, kTileColumns]
     size_t bytes;
@@ -55,8 +83,8 @@ struct TiledWork {
             at += round_up(size, 64);
             return mine;
         };
-        for (auto& some : keys) some = reinterpret_cast<int8_t*>(take(kTileKeys * width));
-        for (auto& some : sums) some = reinterpret_cast<int32_t*>(take(tiles * kTileKeys * 64));
+        for (auto& some : keys) some = reinterpret_cast<int8_t*>(take(kKeyStep * width));
+        for (auto& some : sums) some = reinterpret_cast<int32_t*>(take(tiles * kKeyStep * 64));
         scores = reinterpret_cast<int32_t*>(take(tiles * kTileRows * kPackedKeys * 4));
         weights = reinterpret_cast<int8_t*>(take(tiles * kPackedKeys * 16));
         steps = reinterpret_cast<float*>(take(tiles * kTileRows * 4));
@@ -69,9 +97,8 @@ struct TiledWork {
 
 // Sixteen fixed-point numbers as high and low signed bytes.
 inline void split(vi fixed, int8_t* high, int8_t* low) {
-    const vi below = ((fixed + 128) & 255) - 128, above = (fixed - below) >> 8;
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8((__m512i)above));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8((__m512i)below));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8((__m512i)((fixed + 128) >> 8)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8((__m512i)fixed));
 }
 
 inline void prepare_tiles(const PackedAttention& a, int64_t batch, int64_t group, void* to) {
@@ -85,10 +112,11 @@ inline void prepare_tiles(const PackedAttention& a, int64_t batch, int64_t group
         queries.steps[r] = rotated_query(a, batch, group, r, fixed);
         for (int64_t d = 0; d < width; d++) ordered[d] = fixed[coordinate(pairs, d)];
         for (int64_t d = 0; d < width; d += kLanes) split(*reinterpret_cast<const vi*>(ordered + d), high + d, low + d);
-        int8_t* tile = queries.tiles + r / kTileRows * queries.tile_bytes + r % kTileRows * 4;
+        // Columns: high parts of four rows, their low parts, then four other rows.
+        int8_t* tile = queries.tiles + r / kTileRows * queries.tile_bytes + (r % kTileRows / 4 * 8 + r % 4) * 4;
         for (int64_t d = 0; d < width; d += 4) {
             std::memcpy(tile + d * 16, high + d, 4);
-            std::memcpy(tile + d * 16 + 4 * kTileRows, low + d, 4);
+            std::memcpy(tile + d * 16 + 16, low + d, 4);
         }
     }
 }
@@ -117,57 +145,120 @@ class CodeFetcher {
     Region keys_, values_;
 };
 
+// `columns` (64, or 128 in pairs) coordinates from d on of sixteen keys.
 template <int BITS>
-inline void decode_keys_at(const PackedAttention& a, const PackedBlock& b, int64_t first, int8_t* out) {
+inline void decode_keys_at(const PackedAttention& a, const PackedBlock& b, bool pairs, int64_t first, int64_t d, int8_t* out) {
     const __m512i table = level_table(*a.keys.book);
-    const int64_t width = a.full.width, stride = padded64(width), step = a.keys.codes.row;
-    const uint8_t* codes = a.keys.codes_of(b.batch, b.group, b.first + first);
-    const int64_t count = at_most(kTileKeys, b.count - first);
-    for (int64_t j = 0; j < count; j++) decode_key<BITS>(table, codes + j * step, width, out + j * stride);
-}
-
-// Sums of kTileKeys keys with all tiles of rows: [keys, 8 high and 8 low].
-inline void multiply_keys(const PackedAttention& a, const TiledQueries& queries, const int8_t* keys, int32_t* sums) {
-    const int64_t stride = padded64(a.full.width);
-    for (int64_t t = 0; t < row_tiles(a); t++, sums += kTileKeys * 16) {
-        const int8_t* q = queries.tiles + t * queries.tile_bytes;
-        _tile_zero(0);
-        _tile_zero(1);
-        for (int64_t d = 0; d < stride; d += 64) {
-            _tile_loadd(4, q + d * 16, 64);
-            _tile_loadd(2, keys + d, stride);
-            _tile_dpbssd(0, 2, 4);
-            _tile_loadd(3, keys + 16 * stride + d, stride);
-            _tile_dpbssd(1, 3, 4);
-        }
-        _tile_stored(0, sums, 64);
-        _tile_stored(1, sums + 256, 64);
+    const int64_t width = a.full.width, stride = padded64(width), step = a.keys.codes.row, count = at_most(16, b.count - first);
+    const uint8_t* codes = a.keys.codes_of(b.batch, b.group, b.first + first) + d / 8 * BITS;
+    out += d;
+    if (BITS <= 4 && pairs) {
+        constexpr int some = BITS <= 4 ? BITS : 4;
+        // 64 bytes can be read where enough keys follow.
+        const int64_t short_of = 64 / a.keys.book->row_bytes(width) + 1, whole = at_most(at_least(b.count - first - short_of, 0), count);
+        for (int64_t j = 0; j < whole; j++) decode_paired<some>(table, _mm512_loadu_si512(codes + j * step), out + j * stride);
+        for (int64_t j = whole; j < count; j++) decode_paired<some>(table, first_bytes(codes + j * step, 16 * some), out + j * stride);
+    } else {
+        for (int64_t j = 0; j < count; j++)
+            _mm512_store_si512(out + j * stride, sixty_four<BITS>(table, codes + j * step, (width - d) * BITS / 8));
     }
 }
 
-// Those sums as scores of rows.
-inline void order_scores(const PackedAttention& a, const int32_t* sums, int64_t first, int32_t* scores) {
-    for (int64_t t = 0; t < row_tiles(a); t++, scores += kTileRows * kPackedKeys)
-        for (int64_t j = first; j < first + kTileKeys; j += 16, sums += 256) {
-            __m512i x[16];
-            for (int i = 0; i < 16; i++) x[i] = _mm512_load_si512(sums + i * 16);
-            transpose(x);
-            for (int64_t r = 0; r < kTileRows; r++)
-                _mm512_store_si512(scores + r * kPackedKeys + j, _mm512_add_epi32(_mm512_slli_epi32(x[r], 8), x[kTileRows + r]));
+// Adds the products of 64 coordinates from d on: tile T are sums of the keys [16 T, 16 T + 16).
+template <int T>
+inline void multiply_keys(const int8_t* q, const int8_t* keys, int64_t stride, int64_t d) {
+    if constexpr (T == 0) {
+        _tile_loadd(4, q + d * 16, 64);
+        _tile_loadd(6, keys + d, stride);
+        _tile_dpbssd(0, 6, 4);
+    } else {
+        _tile_loadd(5, q + d * 16, 64);
+        _tile_loadd(7, keys + 16 * stride + d, stride);
+        _tile_dpbssd(1, 7, 5);
+    }
+}
+
+inline void take_sums(int32_t* sums) {
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 256, 64);
+    _tile_zero(0);
+    _tile_zero(1);
+}
+
+// Sums of sixteen keys [16, 16] as scores of `rows` rows, at most eight.
+inline void order_scores(const int32_t* sums, int64_t rows, int32_t* scores) {
+    alignas(64) static constexpr auto lanes = [] {
+        struct { int high[16], low[16]; } table{};
+        for (int i = 0; i < 16; i++) {
+            table.high[i] = i / 8 * 8 + i % 4 + i / 4 % 2 * 16;
+            table.low[i] = table.high[i] + 4;
         }
+        return table;
+    }();
+    const __m512i take_high = _mm512_load_si512(lanes.high), take_low = _mm512_load_si512(lanes.low);
+    for (int64_t r = 0; r < rows; r += 4, sums += 8, scores += 4 * kPackedKeys) {
+        __m512i x[8], y[8];  // keys i and i + 8: high and low sums of four rows each
+        for (int i = 0; i < 8; i++) {
+            const __m256i* at = reinterpret_cast<const __m256i*>(sums + i * 16);
+            x[i] = _mm512_mask_broadcast_i64x4(_mm512_castsi256_si512(_mm256_load_si256(at)), 0xf0, _mm256_load_si256(at + 16));
+        }
+        for (int i = 0; i < 8; i += 2) {
+            y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+            y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+        }
+        for (int i = 0; i < 4; i++) {
+            const auto four = [&](int at) {
+                const __m512i p = y[at + i / 2], q = y[at + 2 + i / 2];
+                return i % 2 ? _mm512_unpackhi_epi64(p, q) : _mm512_unpacklo_epi64(p, q);
+            };
+            const __m512i p = four(0), q = four(4);
+            const __m512i high = _mm512_permutex2var_epi32(p, take_high, q), low = _mm512_permutex2var_epi32(p, take_low, q);
+            _mm512_store_si512(scores + i * kPackedKeys, _mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
+        }
+    }
 }
 
 template <int BITS>
 void score_tiles(const PackedAttention& a, const PackedBlock& b, const TiledQueries& queries, const TiledWork& work, CodeFetcher& fetch) {
-    const int64_t steps = (b.count + kTileKeys - 1) / kTileKeys;
+    const int64_t steps = (b.count + kKeyStep - 1) / kKeyStep, width = a.full.width, stride = padded64(width), rows = packed_rows(a);
+    const bool pairs = paired(BITS, width);
+    const int64_t columns = pairs ? 128 : 64;
     const Tiles square;
+    _tile_zero(0);
+    _tile_zero(1);
+    // Step s is decoded while step s - 1 is multiplied and the sums of step s - 2 are put in order.
     for (int64_t s = 0; s < steps + 2; s++) {
-        if (s < steps) {
-            fetch.keys(kTileKeys * a.keys.codes.row);
-            decode_keys_at<BITS>(a, b, s * kTileKeys, work.keys[s & 1]);
+        const int8_t* done = work.keys[(s + 1) & 1];
+        int32_t* sums = work.sums[(s + 1) & 1];
+        const bool decodes = s < steps, multiplies = s >= 1 && s <= steps;
+        const auto both = [&](auto t, int64_t d) {
+            if (decodes) {
+                fetch.keys(16 * columns * BITS / 8);
+                decode_keys_at<BITS>(a, b, pairs, s * kKeyStep + 16 * t(), d, work.keys[s & 1] + 16 * t() * stride);
+            }
+            if (s >= 2 && d == 0) order_scores(work.sums[s & 1] + t() * 256, at_most(rows, kTileRows), work.scores + (s - 2) * kKeyStep + 16 * t());
+            if (multiplies)
+                for (int64_t c = d; c < d + columns; c += 64) multiply_keys<t()>(queries.tiles, done, stride, c);
+        };
+        for (int64_t d = 0; d < width; d += columns) {
+            both(std::integral_constant<int, 0>{}, d);
+            both(std::integral_constant<int, 1>{}, d);
         }
-        if (s >= 2) order_scores(a, work.sums[s & 1], (s - 2) * kTileKeys, work.scores);
-        if (s >= 1 && s <= steps) multiply_keys(a, queries, work.keys[(s - 1) & 1], work.sums[(s - 1) & 1]);
+        if (multiplies) take_sums(sums);
+        for (int64_t tile = 1; tile < row_tiles(a); tile++) {
+            const int64_t row = tile * kTileRows;
+            if (multiplies) {
+                for (int64_t d = 0; d < stride; d += 64) {
+                    multiply_keys<0>(queries.tiles + tile * queries.tile_bytes, done, stride, d);
+                    multiply_keys<1>(queries.tiles + tile * queries.tile_bytes, done, stride, d);
+                }
+                take_sums(sums + tile * kKeyStep * 16);
+            }
+            if (s >= 2)
+                for (int64_t j = 0; j < kKeyStep; j += 16)
+                    order_scores(work.sums[s & 1] + tile * kKeyStep * 16 + j * 16, at_most(rows - row, kTileRows),
+                                 work.scores + row * kPackedKeys + (s - 2) * kKeyStep + j);
+        }
     }
 }
 
@@ -183,13 +274,13 @@ struct ValueCodes {
     }
 };
 
-// Columns [d, d + columns) of tokens [first, first + 64) as right sides.
+// Columns [d, d + columns) of tokens [first, first + 16) as lines of right sides.
 template <int BITS>
 inline void decode_values_at(const PackedAttention& a, const PackedBlock& b, const ValueCodes& from, int64_t first, int64_t d, int64_t columns,
                              int8_t* out) {
     using Four = FourTokens<BITS>;
     const __m512i table = level_table(*a.values.book);
-    const int64_t end = at_most(b.count, first + 64);
+    const int64_t end = at_most(b.count, first + 16);
     for (int64_t j = first; j < end; j += 4, out += 64) {
         const bool last = j >= from.tail_first;
         const uint8_t* p = (last ? from.tail + (j - from.tail_first) * from.tail_step : from.codes + j * from.step) + d / 8 * BITS;
@@ -198,17 +289,17 @@ inline void decode_values_at(const PackedAttention& a, const PackedBlock& b, con
     }
 }
 
-// One step of 64 tokens; `both` lines of a tile of weights.
+// Adds the products of one step with the sixteen columns T.
+template <int T>
 inline void multiply_values(const int8_t* weights, const int8_t* values) {
-    _tile_loadd(4, weights, 64);
-    _tile_loadd(6, values, 64);
-    _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, values + 1024, 64);
-    _tile_dpbssd(1, 4, 7);
-    _tile_loadd(6, values + 2048, 64);
-    _tile_dpbssd(2, 4, 6);
-    _tile_loadd(7, values + 3072, 64);
-    _tile_dpbssd(3, 4, 7);
+    values += T * 1024;
+    if constexpr (T == 0) _tile_loadd(4, weights, 64);
+    if constexpr (T % 2 == 0) _tile_loadd(6, values, 64);
+    if constexpr (T % 2 == 1) _tile_loadd(7, values, 64);
+    if constexpr (T == 0) _tile_dpbssd(0, 4, 6);
+    if constexpr (T == 1) _tile_dpbssd(1, 4, 7);
+    if constexpr (T == 2) _tile_dpbssd(2, 4, 6);
+    if constexpr (T == 3) _tile_dpbssd(3, 4, 7);
 }
 
 // Writes the sums of `rows` rows, of columns [d, d + columns): high and low sums together, columns in order.
@@ -219,10 +310,7 @@ inline void write_sums(const PackedAttention& a, const TiledWork& work, int64_t 
         for (int i = 0; i < 32; i++) table.at[i] = i / 2 + i % 2 * 16;
         return table;
     }();
-    _tile_stored(0, work.o, kTileColumns * 4);
-    _tile_stored(1, work.o + 16, kTileColumns * 4);
-    _tile_stored(2, work.o + 32, kTileColumns * 4);
-    _tile_stored(3, work.o + 48, kTileColumns * 4);
+    each_tile([&](auto t) { store_sums<t()>(work.o + 16 * t(), kTileColumns * 4); });
     for (int64_t r = 0; r < rows; r++) {
         const vf step = splat(work.steps[row + r]);
         const int32_t *high = work.o + r * kTileColumns, *low = high + rows * kTileColumns;
@@ -245,17 +333,12 @@ inline void write_sums(const PackedAttention& a, const TiledWork& work, int64_t 
 
 template <int BITS>
 void sum_tiles(const PackedAttention& a, const PackedBlock& b, const TiledWork& work, CodeFetcher& fetch, float* partial) {
-    const int64_t rows = packed_rows(a), width = a.full.width, steps = (b.count + 63) / 64;
-    const int64_t share = kPackedKeys * a.values.codes.row / (steps * ((width + kTileColumns - 1) / kTileColumns)) + 64;
+    const int64_t rows = packed_rows(a), width = a.full.width, steps = (b.count + kStep - 1) / kStep;
+    const int64_t share = kPackedKeys * a.values.codes.row / (4 * steps * ((width + kTileColumns - 1) / kTileColumns)) + 64;
     const ValueCodes from(a, b, work.tail);
     int set = 0;
     for (int64_t d = 0; d < width; d += kTileColumns) {
         const int64_t columns = at_most(kTileColumns, width - d);
-        const auto decode = [&](int64_t s) {
-            fetch.values(share);
-            decode_values_at<BITS>(a, b, from, s * 64, d, columns, work.values + s * 64 * kTileColumns);
-        };
-        decode(0);
         for (int64_t row = 0; row < rows; row += kTileRows) {
             const int64_t here = at_most(kTileRows, rows - row);
             if (set != here) {
@@ -264,15 +347,21 @@ void sum_tiles(const PackedAttention& a, const PackedBlock& b, const TiledWork& 
                 _tile_loadconfig(&all[here - 1]);
                 set = int(here);
             }
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
+            each_tile([](auto t) { clear_sums<t()>(); });
             const int8_t* weights = work.weights + row * kPackedKeys * 2;
-            for (int64_t s = 0; s < steps; s++) {
-                if (row == 0 && s + 1 < steps) decode(s + 1);
-                multiply_values(weights + s * 1024, work.values + s * 64 * kTileColumns);
-            }
+            // The first rows come with the decoding, one step behind it; what was decoded serves the others, if there are any.
+            const auto values = [&](int64_t s) { return work.values + (rows > kTileRows ? s : s & 1) * kStep * kTileColumns; };
+            if (row == 0)
+                for (int64_t s = 0; s <= steps; s++)
+                    each_tile([&](auto t) {
+                        if (s < steps) {
+                            fetch.values(share);
+                            decode_values_at<BITS>(a, b, from, s * kStep + 16 * t(), d, columns, values(s) + 256 * t());
+                        }
+                        if (s > 0) multiply_values<t()>(weights + (s - 1) * 1024, values(s - 1));
+                    });
+            else
+                for (int64_t s = 0; s < steps; s++) each_tile([&](auto t) { multiply_values<t()>(weights + s * 1024, values(s)); });
             write_sums<BITS>(a, work, row, here, d, columns, partial);
         }
     }
@@ -285,14 +374,13 @@ inline void block_tiled(const PackedAttention& a, const PackedBlock& b, bool nex
     CodeFetcher fetch(a, b, next);
     with_code_bits(a.keys.book->bits, [&](auto bits) { score_tiles<bits()>(a, b, queries, work, fetch); });
     const int64_t rows = packed_rows(a);
-    for (int64_t r = 0; r < rows; r++) {
-        const int64_t tile = r / kTileRows, here = at_most(kTileRows, rows - tile * kTileRows);
-        int8_t *high = work.weights + tile * kPackedKeys * 16 + r % kTileRows * 64, *low = high + here * 64;
-        work.steps[r] = weigh_packed(a, b, r, queries.steps[r], work.scores + r * kPackedKeys, partial + r * packed_partial_stride(a),
-                                     [&](int j, vi fixed) {
-                                         const int64_t at = j / 64 * 1024 + j % 64;
-                                         split(fixed, high + at, low + at);
-                                     });
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+        const int64_t here = at_most(kTileRows, rows - r);
+        int8_t *high = work.weights + r * kPackedKeys * 2, *low = high + here * 64;
+        weigh_packed(a, b, r, here, queries.steps, work.scores + r * kPackedKeys, work.steps, partial, [&](int64_t i, int j, vi fixed) {
+            const int64_t at = i * 64 + j / 64 * 1024 + j % 64;
+            split(fixed, high + at, low + at);
+        });
     }
     with_code_bits(a.values.book->bits, [&](auto bits) { sum_tiles<bits()>(a, b, work, fetch, partial); });
 }

@@ -20,8 +20,8 @@ struct FixedPoint {
         : factor(most > 0.f ? kFixedSteps / most : 0.f), step(plain - plain == 0.f ? most / kFixedSteps : plain) {}
 
     vi of(vf x) const {
-        const vf scaled = min(max(x * splat(factor), splat(-kFixedSteps)), splat(kFixedSteps)), magic = splat(12582912.f);
-        return (vi)(scaled + magic) - (vi)magic;  // rounds, see exp
+        const vf magic = splat(12582912.f);
+        return (vi)fma(x, splat(factor), magic) - (vi)magic;  // rounds, see exp
     }
 };
 
@@ -89,46 +89,67 @@ inline bool unseen(const PackedAttention& a, const PackedBlock& b) {
     return last.from >= last.to;
 }
 
-// Integer scores of a row become weights w = exp(s - m) times the values' scales, as fixed-point numbers: put(j, sixteen of them).
-// Writes m and l to `partial` and returns the step.
+// A score's mask, in place of what is not seen; the numbers of the lanes are j, j + 1, ..
+inline vf masked_score(const PackedAttention& a, const PackedBlock& b, const RowPlace& p, const Seen& seen, int j, vf s) {
+    alignas(64) static constexpr int32_t lane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (a.full.mask_kind != MaskKind::none) {
+        Attention masked = a.full;
+        masked.mask = a.mask;
+        if (j < b.count) s += mask_values(masked, b.batch, p, b.first + j, int(at_most(kLanes, b.count - j)));
+    }
+    const vi at = *reinterpret_cast<const vi*>(lane) + j;
+    return ((at >= seen.from) & (at < seen.to)) != 0 ? s : splat(kNever);
+}
+
+constexpr int64_t kWeighRows = 8;
+
+// Integer scores [rows, kPackedKeys] of `count` rows, at most kWeighRows, become weights w = exp(s - m) times the values' scales, as
+// fixed-point numbers: put(row, j, sixteen of them). Writes m and l to `partial`,
+// and the numbers' steps. Three passes over all of them, so that rows do not wait for one another's sums.
 template <class F>
-inline float weigh_packed(const PackedAttention& a, const PackedBlock& b, int64_t row, float step, const int32_t* scores, float* partial,
-                          const F& put) {
-    alignas(64) float weights[kPackedKeys];
-    const RowPlace p = place(a.full, b.group, row);
-    const Seen seen(a, b, p.query);
-    const vf by = splat(step * a.full.scale);
-    Attention masked = a.full;
-    masked.mask = a.mask;
-    vi lane;
-    for (int i = 0; i < kLanes; i++) lane[i] = i;
-    vf most = splat(kNever);
+inline void weigh_packed(const PackedAttention& a, const PackedBlock& b, int64_t row, int64_t count, const float* query_steps,
+                         int32_t* scores, float* steps, float* partial, const F& put) {
+    const int64_t stride = packed_partial_stride(a);
     const int padded = int(round_up(b.count, kLanes));
-    for (int j = 0; j < padded; j += kLanes) {
-        vf s = __builtin_convertvector(*reinterpret_cast<const vi*>(scores + j), vf) * by * load(b.key_scales + j);
-        const vi at = lane + j;
-        if (masked.mask_kind != MaskKind::none)
-            s += mask_values(masked, b.batch, p, b.first + j, int(at_most(kLanes, b.count - j)));
-        s = ((at >= seen.from) & (at < seen.to)) != 0 ? s : splat(kNever);
-        store(weights + j, s);
-        most = max(most, s);
+    vf most[kWeighRows], total[kWeighRows];
+    for (int64_t r = 0; r < count; r++) {
+        const RowPlace p = place(a.full, b.group, row + r);
+        const Seen seen(a, b, p.query);
+        const bool all = a.full.mask_kind == MaskKind::none && seen.from == 0 && seen.to == padded;
+        const vf by = splat(query_steps[row + r] * a.full.scale);
+        int32_t* from = scores + r * kPackedKeys;
+        vf top = splat(kNever);
+        for (int j = 0; j < padded; j += kLanes) {
+            vf s = __builtin_convertvector(*reinterpret_cast<const vi*>(from + j), vf) * by * load(b.key_scales + j);
+            if (!all) s = masked_score(a, b, p, seen, j, s);
+            store(reinterpret_cast<float*>(from + j), s);
+            top = max(top, s);
+        }
+        most[r] = top;
     }
-    const float top = largest(most);
-    const vf shift = splat(top == kNever ? 0.f : top);
-    vf total{}, plain{}, most_product{};
-    for (int j = 0; j < padded; j += kLanes) {
-        const vf w = exp_below(load(weights + j) - shift), product = w * load(b.value_scales + j);
-        store(weights + j, product);
-        total += w;
-        plain += product;
-        most_product = max(most_product, max(product, -product));
+    for (int64_t r = 0; r < count; r++) {
+        float* weights = reinterpret_cast<float*>(scores + r * kPackedKeys);
+        const float top = largest(most[r]);
+        const vf shift = splat(top == kNever ? 0.f : top);
+        vf sums{}, plain{}, largest_product{};
+        for (int j = 0; j < padded; j += kLanes) {
+            const vf w = exp_below(load(weights + j) - shift), product = w * load(b.value_scales + j);
+            store(weights + j, product);
+            sums += w;
+            plain += product;
+            largest_product = max(largest_product, max(product, -product));
+        }
+        partial[(row + r) * stride] = top;
+        partial[(row + r) * stride + 1] = sum(sums);
+        most[r] = largest_product, total[r] = plain;
     }
-    const FixedPoint point(largest(most_product), sum(plain));
-    for (int j = 0; j < padded; j += kLanes) put(j, point.of(load(weights + j)));
-    for (int j = padded; j < kPackedKeys; j += kLanes) put(j, vi{});
-    partial[0] = top;
-    partial[1] = sum(total);
-    return point.step;
+    for (int64_t r = 0; r < count; r++) {
+        const float* weights = reinterpret_cast<const float*>(scores + r * kPackedKeys);
+        const FixedPoint point(largest(most[r]), sum(total[r]));
+        for (int j = 0; j < padded; j += kLanes) put(r, j, point.of(load(weights + j)));
+        for (int j = padded; j < kPackedKeys; j += kLanes) put(r, j, vi{});
+        steps[row + r] = point.step;
+    }
 }
 
 }  // namespace optiq::OPTIQ_LEVEL
