@@ -183,7 +183,7 @@ def test_storing_keeps_the_place_in_memory() -> None:
     for i in range(20):
         buffer = packed.store(buffer, i, x, kind)
         read = packed.unpack(Packed(*(y[:, :, : i + 1] for y in buffer)), kind)
-        mx.async_eval(read)
+        mx.async_eval(read)  # type: ignore[no-untyped-call]
     mx.eval(read, buffer)
     assert mx.get_peak_memory() - before < 1_000_000
     assert mx.array_equal(read[:, :, 0], read[:, :, 19])
@@ -226,7 +226,8 @@ def test_the_error_is_as_stated(level: str, width: int, sharp: float) -> None:
     stored = [packed.pack_reference(mx.array(values(i, 1, groups, tokens, width)), kind) for i, kind in enumerate(forms)]
     q, none = mx.array(values(7, 1, 2 * groups, length, width)), mx.zeros((1, groups, 0, width))
     mask = mx.ones((1, 1, length, tokens), mx.bool_)
-    found = packed.attend(q, *stored, none, none, *forms, scale=sharp * width**-0.5, mask=mask)
+    rest: tuple[Any, ...] = (*stored, none, none, *forms)
+    found = packed.attend(q, *rest, scale=sharp * width**-0.5, mask=mask)
     keys, vectors = (wide(packed.unpack_rotated(x, kind.book)) for x, kind in zip(stored, forms, strict=True))
     rotated = wide(transform(q.reshape(1, groups, 2, length, width) * forms[0].undo[:, None, None]))
     scores = sharp * width**-0.5 * rotated @ keys.swapaxes(2, 3)[:, :, None]
@@ -269,18 +270,20 @@ def test_a_row_has_its_own_bits(level: str, books: tuple[Codebook, Codebook], sh
     groups, share, width = shape
     case = {"seed": 3, "batch": 3, "groups": groups, "share": share, "tokens": 600, "full": 30, "width": width, "books": books}
     case |= {"length": 5, "dtype": mx.bfloat16, "mean": True, "outliers": False, "see": "starts", "slack": 0}
-    (q, keys, vectors, k, v, *forms), more = made(case)
+    (q, keys, vectors, k, v, *rest), more = made(case)
+    forms: Any = rest
     with threads(3):
         whole = packed.attend(q, keys, vectors, k, v, *forms, **more)
         mx.eval(whole)
     with threads(1):
         for b in range(3):
             row = slice(b, b + 1)
-            mine = [Packed(*(y[row] for y in x)) for x in (keys, vectors)]
+            mine: list[Any] = [Packed(*(y[row] for y in x)) for x in (keys, vectors)]
             alone = {**more, "starts": more["starts"][row]}
             for length in (1, 5):
                 seen = k.shape[2] - 5 + length
-                found = packed.attend(q[row, :, :length], *mine, k[row, :, :seen], v[row, :, :seen], *forms, **alone)
+                given = (q[row, :, :length], *mine, k[row, :, :seen], v[row, :, :seen], *forms)
+                found = packed.attend(*given, **alone)
                 assert mx.array_equal(found, whole[row, :, :length])
 
 

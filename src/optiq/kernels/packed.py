@@ -47,6 +47,13 @@ class Packed(NamedTuple):
     scales: mx.array
 
 
+class _Factors(NamedTuple):
+    diagonal: mx.array
+    undo: mx.array
+    inverse: mx.array
+    mean: mx.array | None
+
+
 @dataclass(frozen=True, eq=False)
 class Form:
     """How vectors of one kind (the keys or the values of a layer) are packed.
@@ -66,16 +73,19 @@ class Form:
     mean: mx.array | None = None
 
     @cached_property
-    def inverse(self) -> mx.array:
-        """[G, D]: 1 / diagonal."""
-        return 1.0 / self.diagonal
-
-    @cached_property
     def native_book(self) -> Any:
         """The codebook as native kernels take it."""
         fast = native.module()
         assert fast is not None
         return fast.codebook(self.book.bits, self.book.levels, self.book.unit)
+
+    @cached_property
+    def factors(self) -> _Factors:
+        """The arrays as native kernels read them at once: float32 without gaps."""
+        one = [mx.contiguous(x.astype(mx.float32)) for x in (self.diagonal, self.undo, 1.0 / self.diagonal)]
+        mean = None if self.mean is None else mx.contiguous(self.mean.astype(mx.float32))
+        mx.eval(one, [] if mean is None else mean)
+        return _Factors(*one, mean)
 
 
 def packed_bytes(width: int, bits: int) -> int:
@@ -88,7 +98,7 @@ def pack(x: mx.array, form: Form) -> Packed:
     fast = _native(x)
     if fast is None:
         return pack_reference(x, form)
-    return Packed(*fast.pack(x, form.diagonal, form.native_book, form.scaling == "fit"))
+    return Packed(*fast.pack(x, form.factors.diagonal, form.native_book, form.scaling == "fit"))
 
 
 def store(buffer: Packed, start: int, x: mx.array, form: Form) -> Packed:
@@ -102,7 +112,7 @@ def store(buffer: Packed, start: int, x: mx.array, form: Form) -> Packed:
         codes, scales = buffer
         codes[:, :, start:end], scales[:, :, start:end] = found
         return Packed(codes, scales)
-    return Packed(*fast.store(*buffer, x, form.diagonal, start, form.native_book, form.scaling == "fit"))
+    return Packed(*fast.store(*buffer, x, form.factors.diagonal, start, form.native_book, form.scaling == "fit"))
 
 
 def unpack(packed: Packed, form: Form, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -110,7 +120,8 @@ def unpack(packed: Packed, form: Form, dtype: mx.Dtype = mx.float32) -> mx.array
     fast = _native(form.diagonal)
     if fast is None or dtype not in _TYPES or not packed.scales.size:
         return unpack_reference(packed, form, dtype)
-    return fast.unpack(*packed, form.inverse, form.native_book, form.mean, None, dtype)
+    found: mx.array = fast.unpack(*packed, form.factors.inverse, form.native_book, form.factors.mean, None, dtype)
+    return found
 
 
 def attend(
@@ -135,13 +146,15 @@ def attend(
     if fast is None or (mask is not None and mask.dtype != mx.bool_):
         return attend_reference(q, keys, values, k, v, key_form, value_form, scale=scale, starts=starts, mask=mask)
     k, v = (x if x.dtype == q.dtype else x.astype(q.dtype) for x in (k, v))
+    ours, theirs = key_form.factors, value_form.factors
     if q.shape[2] <= FEW_QUERIES:
-        undo, books = (key_form.undo, value_form.undo), (key_form.native_book, value_form.native_book)
-        return fast.attend(q, k, v, keys, values, *undo, *books, scale, value_form.mean, starts, mask)
+        books = key_form.native_book, value_form.native_book
+        found: mx.array = fast.attend(q, k, v, keys, values, ours.undo, theirs.undo, *books, scale, theirs.mean, starts, mask)
+        return found
     if mask is None and starts is not None:
         mask = seen(q.shape[0], q.shape[2], keys.scales.shape[2], k.shape[2], starts)
-    k = fast.unpack(*keys, key_form.undo, key_form.native_book, None, k, q.dtype)
-    v = fast.unpack(*values, value_form.undo, value_form.native_book, value_form.mean, v, q.dtype)
+    k = fast.unpack(*keys, ours.undo, key_form.native_book, None, k, q.dtype)
+    v = fast.unpack(*values, theirs.undo, value_form.native_book, theirs.mean, v, q.dtype)
     return attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
 
 
@@ -233,7 +246,8 @@ def seen(batch: int, length: int, old: int, new: int, starts: mx.array | None = 
     position = mx.arange(old + new)
     causal = position[None] <= mx.arange(old + new - length, old + new)[:, None]
     first = mx.zeros((batch,), mx.int32) if starts is None else starts
-    return causal[None, None] & ((position[None] >= first[:, None]) | (position[None] >= old))[:, None, None]
+    allowed: mx.array = causal[None, None] & ((position[None] >= first[:, None]) | (position[None] >= old))[:, None, None]
+    return allowed
 
 
 def pack_bits(index: mx.array, bits: int) -> mx.array:
