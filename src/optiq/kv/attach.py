@@ -11,6 +11,7 @@ from optiq.kv.recipe import Recipe
 from optiq.kv.rows import NONE, Statistics
 from optiq.models import caches as stock
 from optiq.models.caches import Caches, KeyValueLayer
+from optiq.models.topology import block_list
 
 
 def layers(model: Any) -> list[KeyValueLayer]:
@@ -25,6 +26,11 @@ def layers(model: Any) -> list[KeyValueLayer]:
     if any(layer.latent for layer in found):
         raise ModelError("this model caches MLA latents, which are compressed already and not packed further; leave out --kv-…")
     return found
+
+
+def depth(model: Any) -> int:
+    """How many layers a model has."""
+    return len(block_list(model))
 
 
 def make_caches(model: Any, recipes: Recipe | Mapping[int, Recipe], known: Mapping[int, Statistics] | None = None) -> Caches:

@@ -40,9 +40,9 @@ class Batched(Columns):
             cache._padding = cache._padding or [0] * len(cache._seen)
         self._append_rows(other)
 
-    def filter(self, batch_indices: Any) -> None:
+    def filter(self, batch_indices: Sequence[int] | mx.array) -> None:
         """Keep these rows, in this order."""
-        chosen = [int(i) for i in (batch_indices.tolist() if isinstance(batch_indices, mx.array) else batch_indices)]
+        chosen: list[int] = np.array(batch_indices).tolist()
         rows, padding = mx.array(chosen, mx.int32), self._padding or [0] * len(self._seen)
         self._seen, self._centred = [self._seen[i] for i in chosen], [self._centred[i] for i in chosen]
         self._padding = [padding[i] for i in chosen]
@@ -139,7 +139,7 @@ class Batched(Columns):
             usual, length = found._sinks + found.recipe.tail, found._full[0].shape[2]
             if length > usual:
                 found._pack(length - usual)
-            elif found._packed:
+            elif found._packed and length < usual:
                 found._unpack(min(usual - length, found._packed))
         found._padding = found._padding or [0]
         return found

@@ -70,21 +70,21 @@ class PackedCache(Batched):
         places, length = self._places(), queries.shape[2]
         # Queries that are packed already (tail 0) see themselves as they were packed, among the full-precision tokens.
         newest = min(max(0, length - (places.full - places.sinks)), places.packed)
+        array = isinstance(mask, mx.array)
         if newest == places.packed or sinks is not None or not self._over_codes(mask):
             k, v = self.keys_and_values()
-            return attention.attention(queries, k, v, scale=scale, mask=mask, sinks=sinks)
-        if mask is None and length > 1:
-            mask = mx.ones((1, 1, length, places.columns), mx.bool_)
-        elif not isinstance(mask, mx.array) and any(places.gaps):
-            mask = causal(places, length)
+            own = mask if array or places.even else causal(places, length)
+            return attention.attention(queries, k, v, scale=scale, mask=own, sinks=sinks)
         starts = None
-        if isinstance(mask, mx.array):
-            mask = _stored_mask(mask, places, newest)
+        if mask is None and length > 1:
+            mask, array = mx.ones((1, 1, length, places.columns), mx.bool_), True
+        if array or max(places.padding) > places.packed - newest:
+            stored = to_stored(mask if isinstance(mask, mx.array) else causal(places, length), places, newest)
         else:
-            mask = None
+            stored = None
             if not places.even:
-                starts = mx.array([min(start, places.packed - newest) for start in places.starts], mx.int32)
-        return self._attend_packed(queries, scale, mask, starts, newest)
+                starts = mx.array(places.padding, mx.int32)
+        return self._attend_packed(queries, scale, stored, starts, newest)
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> mx.array | str | None:
         """The mask of the next N tokens, in the order of time, as mlx-lm's caches make it: before `update_and_fetch`."""
@@ -159,11 +159,3 @@ class PackedCache(Batched):
             sides.append((Packed(*self._view(buffers, end)), full, rows.form))
         (keys, k, key_form), (values, v, value_form) = sides
         return packed.attend(queries, keys, values, k, v, key_form, value_form, scale=scale, starts=starts, mask=mask)
-
-
-def _stored_mask(mask: mx.array, places: Places, newest: int) -> mx.array:
-    """A mask in the order of time for the columns as `packed.attend` gets them; a query of padding sees everything."""
-    old, head = places.packed - newest, places.packed + places.sinks
-    order = [*range(old), *range(places.packed, head), *range(old, places.packed), *range(head, places.columns)]
-    found = to_stored(mask, places, order)
-    return found if places.even else found | ~found.any(-1, keepdims=True)

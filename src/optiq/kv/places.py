@@ -10,7 +10,7 @@ row has packed tokens only where its full part is whole. Columns are computed on
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 
 import mlx.core as mx
 import numpy as np
@@ -85,15 +85,28 @@ def causal(places: Places, length: int, window: int = 0) -> mx.array:
     return seen[None, None] & (column >= mx.array(places.padding)[:, None])[:, None, None]
 
 
-def to_stored(mask: mx.array, places: Places, order: Sequence[int] | None = None) -> mx.array:
-    """A boolean mask whose last axis is in time, for stored columns (taken in `order`)."""
-    index = places.in_time() if order is None else places.in_time()[:, np.array(order, np.int64)]
+def to_stored(mask: mx.array, places: Places, newest: int = 0) -> mx.array:
+    """A boolean mask whose last axis is in time, for the columns as attention over packed tokens gets them.
+
+    These are the packed columns but for the `newest`, the sinks, the `newest` packed ones, and the rest. A query that sees
+    nothing, which stands in padding, sees everything.
+    """
+    index, seen = _stored_order(places, newest)
     if places.even:
-        return mx.take(mask, mx.array(index[0]), axis=-1)
+        return mx.take(mask, index[0], axis=-1)
     mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     mask = mx.broadcast_to(mask, (len(places.padding), *mask.shape[1:]))
-    found = mx.take_along_axis(mask, mx.array(np.maximum(index, 0))[:, None, None], axis=-1)
-    return found & mx.array(index >= 0)[:, None, None]
+    found = mx.take_along_axis(mask, index[:, None, None], axis=-1) & seen[:, None, None]
+    return found | ~found.any(-1, keepdims=True)
+
+
+@functools.lru_cache(maxsize=4)
+def _stored_order(places: Places, newest: int) -> tuple[mx.array, mx.array]:
+    """Columns in time, and which of them are no padding, [B, P + F] both; the layers of a model ask for the same ones."""
+    head = places.packed + places.sinks
+    bounds = [(0, places.packed - newest), (places.packed, head), (places.packed - newest, places.packed), (head, places.columns)]
+    index = places.in_time()[:, np.concatenate([np.arange(*pair) for pair in bounds])]
+    return mx.array(np.maximum(index, 0).astype(np.int32)), mx.array(index >= 0)
 
 
 def gather(x: mx.array, index: Indices) -> mx.array:

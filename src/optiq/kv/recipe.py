@@ -92,9 +92,9 @@ def preset(scheme: str, k_bits: int, v_bits: int | None = None, group_size: int 
     return Recipe("turbo" if scheme == "turbo" else "affine", k_bits, v_bits, group_size, seed=seed)
 
 
-def check_scheme(scheme: object) -> None:
+def check_scheme(scheme: object, name: str = "scheme") -> None:
     """Raises InputError for an unknown scheme."""
-    _one_of("scheme", scheme, SCHEMES)
+    _one_of(name, scheme, SCHEMES)
 
 
 def check_bits(scheme: str, bits: object, name: str = "bits", spare: bool = False) -> None:

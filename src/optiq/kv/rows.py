@@ -98,7 +98,8 @@ class Affine:
         return buffers
 
     def unpack(self, buffers: Buffers, dtype: mx.Dtype) -> mx.array:
-        x = mx.dequantize(*buffers, group_size=self.group_size, bits=self.bits)
+        codes, scales, biases = buffers
+        x = mx.dequantize(codes, scales, biases, self.group_size, self.bits)
         return x[..., : self.width].astype(dtype)
 
 
