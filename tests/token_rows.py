@@ -43,10 +43,10 @@ class Tokens:
         return tuple(mx.array(x, self._dtype) for x in (q, k, v))  # type: ignore[return-value]
 
 
-def dense(cache: PackedCache, q: mx.array, mask: mx.array | str | None) -> mx.array:
+def dense(cache: PackedCache, q: mx.array, mask: mx.array | str | None, scale: float = 0.2) -> mx.array:
     """Attention over what the cache gives as dense keys and values."""
     k, v = cache.keys_and_values()
-    return attention.reference(q, k, v, scale=0.2, mask=mask)
+    return attention.reference(q, k, v, scale=scale, mask=mask)
 
 
 def errors(found: mx.array, expected: mx.array) -> np.ndarray:

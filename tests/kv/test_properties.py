@@ -73,6 +73,25 @@ class Rows:
         self.keys = [k[:, :, : k.shape[2] - count] for k in self.keys]
         self.values = [v[:, :, : v.shape[2] - count] for v in self.values]
 
+    def late(self, lengths: list[int]) -> None:
+        """Prompts of different lengths, padded behind, in two steps; rows are even again after `finalize`."""
+        counts = [lengths[i % len(lengths)] for i in range(len(self.keys))]
+        longest = max(counts)
+        if not longest:
+            return
+        q, k, v = self.tokens.draw(len(counts), longest)
+        self.cache.prepare(lengths=counts, right_padding=[longest - count for count in counts])
+        for part in (slice(0, longest // 2), slice(longest // 2, longest)):
+            if part.start < part.stop:
+                mask = self.cache.make_mask(part.stop - part.start)
+                self.cache.update_and_fetch(k[:, :, part], v[:, :, part])
+                found = self.cache.attend(q[:, :, part], 0.2, mask)
+                np.testing.assert_allclose(np.array(found), np.array(dense(self.cache, q[:, :, part], mask)), atol=2e-5)
+        self.cache.finalize()
+        for i, count in enumerate(counts):
+            self.keys[i] = mx.concatenate([self.keys[i], k[i : i + 1, :, :count]], 2)
+            self.values[i] = mx.concatenate([self.values[i], v[i : i + 1, :, :count]], 2)
+
     def extend(self, lengths: list[int], seed: int) -> None:
         other = Rows(self.kind, lengths, seed, self.window)
         self.cache.extend(other.cache)
@@ -130,6 +149,7 @@ steps = st.lists(
         st.tuples(st.just("append"), st.sampled_from([1, 1, 1, 2, 5, 23])),
         st.tuples(st.just("trim"), st.integers(1, 30)),
         st.tuples(st.just("extend"), lengths),
+        st.tuples(st.just("late"), lengths),
         st.tuples(st.just("filter"), st.lists(st.integers(0, 5), min_size=1, max_size=3)),
         st.tuples(st.just("save"), st.none()),
         st.tuples(st.just("copy"), st.none()),

@@ -115,7 +115,7 @@ class Columns:
     def _begin(self, keys: mx.array, values: mx.array) -> None:
         """The shapes become known."""
         batch, groups, _, width = keys.shape
-        self._full = (keys[:, :, :0], values[:, :, :0])
+        self._full = (_none(keys), _none(values))
         self._make_rows(groups, width, values.shape[3], keys.dtype, values.dtype)
         if self.recipe.centred and self.known.key_mean is not None:
             mean = self.known.key_mean[:, None].astype(mx.float32)
@@ -238,6 +238,11 @@ class Columns:
         self._buffers, self._packed, self._dropped, self._owned = (keys, values), left, 0, False
 
 
+def _none(like: mx.array) -> mx.array:
+    """No columns; a slice would hold all of what it was cut from."""
+    return mx.zeros((*like.shape[:2], 0, like.shape[3]), like.dtype)
+
+
 def _joined(old: mx.array, new: mx.array) -> mx.array:
     new = new.astype(old.dtype)
     return mx.concatenate([old, new], 2) if old.shape[2] else new
@@ -247,6 +252,6 @@ def _without(full: mx.array, head: np.ndarray, end: int) -> mx.array:
     """The columns `head` [B, N] of each row, then those from `end` on."""
     rest = full[:, :, end:]
     if not head.shape[1]:
-        return mx.contiguous(rest)
+        return mx.contiguous(rest) if rest.shape[2] else _none(full)
     even = bool((head == np.arange(head.shape[1])).all())
     return mx.concatenate([full[:, :, : head.shape[1]] if even else gather(full, head), rest], 2)
