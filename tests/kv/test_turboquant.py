@@ -171,6 +171,7 @@ def test_batches_of_mlx_lm(patched: None, tiny_model: Path) -> None:
     while responses := generator.next_generated():
         for response in responses:
             found[response.uid].append(response.token)
+    assert [len(tokens) for tokens in found.values()] == [12, 12, 12]
     for uid, prompt in zip(ids, prompts, strict=True):
         cache, alone, logits = caches(), [], None
         model(mx.array([prompt[:-1]]), cache=cache)
