@@ -26,6 +26,8 @@ KINDS = {
 # The largest relative error of a vector of width 32 that was seen at a width, with room; full precision is exact.
 ERROR = {1: 0.95, 2: 0.7, 3: 0.45, 4: 0.3, 5: 0.2, 6: 0.1, 8: 0.03, 16: 1e-5}
 
+NEAR = 3e-4  # of attention: native products over codes take queries in 16-bit fixed point
+
 
 class Tokens:
     """Keys, values and queries of one sequence after the other."""

@@ -18,7 +18,7 @@ from optiq.kv.recipe import FULL, SCHEMES, WIDTHS, Recipe, preset
 from optiq.kv.rows import Statistics
 from optiq.kv.saving import load_caches, save_caches
 from optiq.kv.turboquant import TurboQuantKVCache
-from token_rows import GROUPS, HEADS, KINDS, WIDTH, Tokens, dense, errors
+from token_rows import GROUPS, HEADS, KINDS, NEAR, WIDTH, Tokens, dense, errors
 
 EVERY = [preset(scheme, bits) for scheme in SCHEMES for bits in WIDTHS[scheme]]
 
@@ -140,11 +140,11 @@ def test_masks_and_heads_with_a_sink(kind: str) -> None:
     holes = mx.random.uniform(shape=(1, HEADS, 7, 58)) < 0.5
     holes[..., 0] = True
     for mask in (None, "causal", holes, holes[:, :1], holes[0, 0], mx.where(holes, 0.0, -5.0)):
-        np.testing.assert_allclose(np.array(cache.attend(q, 0.2, mask)), np.array(dense(cache, q, mask)), atol=2e-5)
+        np.testing.assert_allclose(np.array(cache.attend(q, 0.2, mask)), np.array(dense(cache, q, mask)), atol=NEAR)
     k, v = cache.keys_and_values()
     sinks = mx.array([0.0, 1.0, 2.0, 3.0])
     expected = attention.reference(q, k, v, scale=0.2, mask="causal", sinks=sinks)
-    np.testing.assert_allclose(np.array(cache.attend(q, 0.2, "causal", sinks)), np.array(expected), atol=2e-5)
+    np.testing.assert_allclose(np.array(cache.attend(q, 0.2, "causal", sinks)), np.array(expected), atol=NEAR)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +165,7 @@ def test_rows_that_are_padded_before_their_prompt(kind: str) -> None:
         found.append((outputs[1][0, :, 23:], outputs[2][0], outputs[2][1]))
         assert all(np.isfinite(output).all() for output in outputs)
     for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=NEAR)
     with pytest.raises(ValueError, match="left padding can only be added to an empty cache"):
         cache.prepare(left_padding=[1, 1])
 
@@ -190,7 +190,7 @@ def test_values_of_another_width_than_keys(scheme: str) -> None:
     for length in (130, 1):
         q, k, v = mx.random.normal((1, 4, length, 64)), mx.random.normal((1, 2, length, 64)), mx.random.normal((1, 2, length, 32))
         cache.update_and_fetch(k, v)
-    np.testing.assert_allclose(np.array(cache.attend(q, 0.1)), np.array(dense(cache, q, None, 0.1)), atol=2e-5)
+    np.testing.assert_allclose(np.array(cache.attend(q, 0.1)), np.array(dense(cache, q, None, 0.1)), atol=NEAR)
 
 
 def test_heads_that_cannot_be_packed() -> None:

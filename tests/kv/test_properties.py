@@ -16,7 +16,7 @@ from optiq.kv import columns
 from optiq.kv.cache import PackedCache
 from optiq.kv.rows import Rotated
 from optiq.kv.saving import load_caches, save_caches
-from token_rows import ERROR, KINDS, WIDTH, Tokens, dense, errors
+from token_rows import ERROR, KINDS, NEAR, WIDTH, Tokens, dense, errors
 
 STILL = 8  # channels below turn with the position
 
@@ -60,10 +60,10 @@ class Rows:
         self.keys = [mx.concatenate([old, k[i : i + 1]], 2) for i, old in enumerate(self.keys)]
         self.values = [mx.concatenate([old, v[i : i + 1]], 2) for i, old in enumerate(self.values)]
         found = self.cache.attend(q, 0.2, mask)
-        np.testing.assert_allclose(np.array(found), np.array(dense(self.cache, q, mask)), atol=2e-5)
+        np.testing.assert_allclose(np.array(found), np.array(dense(self.cache, q, mask)), atol=NEAR)
         if not self.window and isinstance(self.cache._rows[0], Rotated):  # it knows its padding without a mask too
             plain = self.cache.attend(q, 0.2, None if length == 1 else "causal")
-            np.testing.assert_allclose(np.array(plain), np.array(found), atol=2e-5)
+            np.testing.assert_allclose(np.array(plain), np.array(found), atol=NEAR)
 
     def trim(self, count: int) -> None:
         count = min(count, *(k.shape[2] for k in self.keys)) if self.keys else 0
@@ -86,7 +86,7 @@ class Rows:
                 mask = self.cache.make_mask(part.stop - part.start)
                 self.cache.update_and_fetch(k[:, :, part], v[:, :, part])
                 found = self.cache.attend(q[:, :, part], 0.2, mask)
-                np.testing.assert_allclose(np.array(found), np.array(dense(self.cache, q[:, :, part], mask)), atol=2e-5)
+                np.testing.assert_allclose(np.array(found), np.array(dense(self.cache, q[:, :, part], mask)), atol=NEAR)
         self.cache.finalize()
         for i, count in enumerate(counts):
             self.keys[i] = mx.concatenate([self.keys[i], k[i : i + 1, :, :count]], 2)

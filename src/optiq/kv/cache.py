@@ -19,14 +19,14 @@ from typing import Any, Self
 import mlx.core as mx
 
 from optiq.errors import FormatError
-from optiq.kernels import attention, packed
+from optiq.kernels import attention, coded_attention, packed
 from optiq.kernels.packed import Packed
 from optiq.kv.batch import Batched
 from optiq.kv.columns import Columns
 from optiq.kv.places import Places, causal, to_stored
 from optiq.kv.places import gather as gather_columns
 from optiq.kv.recipe import Recipe
-from optiq.kv.rows import Rotated, Statistics
+from optiq.kv.rows import Affine, Rotated, Statistics
 
 _COUNTS = ("_packed", "_dropped", "_padding", "_seen", "_centred", "_late")
 
@@ -71,7 +71,9 @@ class PackedCache(Batched):
         # Queries that are packed already (tail 0) see themselves as they were packed, among the full-precision tokens.
         newest = min(max(0, length - (places.full - places.sinks)), places.packed)
         array = isinstance(mask, mx.array)
-        if newest == places.packed or sinks is not None or not self._over_codes(mask):
+        if places.packed and not places.full and sinks is None and self._over_affine(queries):
+            return self._attend_affine(queries, scale, mask if array or places.even else causal(places, length))
+        if newest == places.packed or sinks is not None or not self._over_rotated(mask):
             k, v = self.keys_and_values()
             own = mask if array or places.even else causal(places, length)
             return attention.attention(queries, k, v, scale=scale, mask=own, sinks=sinks)
@@ -138,7 +140,22 @@ class PackedCache(Batched):
         cache.state = state
         return cache
 
-    def _over_codes(self, mask: mx.array | str | None) -> bool:
+    def _over_affine(self, queries: mx.array) -> bool:
+        """Whether attention over affine codes fits: both sides are such, and queries few."""
+        assert self._rows is not None and self._full is not None
+        k, v = self._rows
+        return isinstance(k, Affine) and isinstance(v, Affine) and coded_attention.few(queries, self._full[0].shape[1])
+
+    def _attend_affine(self, queries: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+        assert self._rows is not None
+        keys, values = (
+            rows.coded(self._view(buffers, self._packed))
+            for rows, buffers in zip(self._rows, self._buffers, strict=True)
+            if isinstance(rows, Affine)
+        )
+        return coded_attention.attend(queries, keys, values, scale=scale, mask=mask)
+
+    def _over_rotated(self, mask: mx.array | str | None) -> bool:
         """Whether attention over packed tokens fits: both sides rotated, of one width, and no additive mask."""
         assert self._rows is not None
         k, v = self._rows

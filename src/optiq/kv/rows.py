@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from optiq.errors import ModelError
 from optiq.kernels import codebook, packed, rotation
+from optiq.kernels.coded_attention import Coded
 from optiq.kernels.packed import Form, Packed
 from optiq.kv.recipe import FULL, Recipe
 
@@ -98,9 +99,12 @@ class Affine:
         return buffers
 
     def unpack(self, buffers: Buffers, dtype: mx.Dtype) -> mx.array:
+        return self.coded(buffers).dense(dtype)
+
+    def coded(self, buffers: Buffers) -> Coded:
+        """The buffers as `kernels.coded_attention` takes them."""
         codes, scales, biases = buffers
-        x = mx.dequantize(codes, scales, biases, self.group_size, self.bits)
-        return x[..., : self.width].astype(dtype)
+        return Coded(codes, scales, biases, self.bits, self.group_size, self.width)
 
 
 @dataclass(frozen=True)
