@@ -70,6 +70,12 @@ def test_only_models_imports_mlx_lm_and_the_lowest_layers_no_mlx(path: Path) -> 
         assert package != "mlx" or _room(path) not in WITHOUT_MLX, f"{path}:{line}: {_room(path)} knows no MLX"
 
 
+def test_the_public_turboquant_package_only_names_what_is_in_kv() -> None:
+    for path in sorted((SOURCE.parent / "turboquant_mlx").rglob("*.py")):
+        for line, name in _imports(path):
+            assert name.startswith(("optiq.kv.turboquant.", "__future__.")), f"{path}:{line}: imports {name}"
+
+
 def test_an_upward_import_would_be_found() -> None:
     assert RANK["cli"] > RANK["quantize"] > RANK["measure"] > RANK["models"] > RANK["kernels"] > RANK["plan"]
     assert len(MODULES) > 20

@@ -16,11 +16,13 @@ examples:
   optiq bench examples/tiny-qwen3.5 --prompt-lengths 64,256 --generate-lengths 16 --repeats 3
   optiq bench examples/tiny-qwen3.5 --save before.json                      keep the result
   optiq bench examples/tiny-qwen3.5 --save after.json --compare before.json
+  optiq bench examples/tiny-qwen3.5 --kv-bits 4 --compare before.json       packed caches against full ones
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
+    from optiq.cli.caches import add_cache_arguments
     from optiq.generate.options import Plan
 
     plan = Plan()
@@ -43,12 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefill-chunk", type=int, default=plan.prefill_chunk, metavar="N", help="tokens of the prompt per step"
     )
+    add_cache_arguments(parser)
     parser.add_argument("--save", metavar="FILE", help="keep the result as JSON")
     parser.add_argument("--compare", nargs="+", default=[], metavar="FILE", help="earlier results: now / then, row by row")
 
 
 def run(args: argparse.Namespace, events: Events) -> int:
     """Measure, keep, compare, print."""
+    from optiq.cli.caches import cache_maker
     from optiq.cli.output import show
     from optiq.files import write_json
     from optiq.generate.bench import KIND, SCHEMA, compare, machine, measure, read_result, weight_bytes
@@ -58,11 +62,13 @@ def run(args: argparse.Namespace, events: Events) -> int:
     from optiq.models.load import load_modules
 
     plan = Plan(args.prompt_lengths, args.generate_lengths, args.repeats, args.prefill_chunk)
+    caches = cache_maker(args)
     earlier = [(name, read_result(name)) for name in args.compare]
     path = resolve(args.model, events=events)
     _warn_of_length(path, plan.prompt_lengths, plan.generate_lengths, events)
     with events.stage("load the model"):
         model, _ = load_modules(path)
+    caches.check(model)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
@@ -71,8 +77,10 @@ def run(args: argparse.Namespace, events: Events) -> int:
         "machine": machine(),
         "prefill_chunk": plan.prefill_chunk,
         "repeats": plan.repeats,
-        "rows": measure(model, int(text_config(path)["vocab_size"]), plan, events),
+        "rows": measure(model, int(text_config(path)["vocab_size"]), plan, events, caches),
     }
+    if caches.text:
+        result["kv"] = {"cache": caches.text}
     if args.save:
         write_json(args.save, result)
     compared = [compare(result, old, name) for name, old in earlier]
@@ -107,6 +115,8 @@ def _text(result: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> s
         ("kernels", kernels),
         ("repeats", f"{result['repeats']}; median (lowest to highest)"),
     ]
+    if "kv" in result:
+        head.insert(1, ("cache", result["kv"]["cache"]))
     titles = ["prompt", "generate", "prompt tokens/s", "decode tokens/s", "peak memory", "cache"]
     marks = [str(number) for number in range(1, len(compared) + 1)]
     titles += [f"{what} / [{mark}]" for mark in marks for what in ("prompt", "decode")]

@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from optiq.generate.decode import Context, Reply, Statistics
     from optiq.generate.options import Options
     from optiq.generate.sampling import Resolved
+    from optiq.kv.options import Maker
 
 EXAMPLE = """\
 examples:
   optiq generate examples/tiny-qwen3.5 --prompt "Write two sentences about the sea." --max-tokens 60
   optiq generate examples/tiny-qwen3.5 --chat --no-thinking       talk to it; Ctrl-C stops a reply, Ctrl-D ends
   optiq generate examples/tiny-qwen3.5 --raw --temp 0 --prompt "Once upon a time"
+  optiq generate examples/tiny-qwen3.5 --prompt "Write about the sea." --kv-bits 4       a cache of a quarter of the size
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
+    from optiq.cli.caches import add_cache_arguments
     from optiq.generate.options import MAX_TOKENS, PREFILL_CHUNK
     from optiq.generate.sampling import SETTINGS
 
@@ -49,21 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="continue the text as it stands, without the chat template")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     parser.add_argument("--prefill-chunk", type=int, default=PREFILL_CHUNK, metavar="N", help="tokens of the prompt per step")
+    add_cache_arguments(parser)
 
 
 def run(args: argparse.Namespace, events: Events) -> int:
     """Check, load, then one reply or a conversation."""
+    from optiq.cli.caches import cache_maker
     from optiq.errors import InputError
     from optiq.generate.options import Options
     from optiq.generate.sampling import check
 
     check(vars(args))
+    caches = cache_maker(args)
     options = Options(args.max_tokens, stops=tuple(args.stop), prefill_chunk=args.prefill_chunk)
     if args.raw and (args.chat or args.system or args.thinking is not None):
         word = "--chat" if args.chat else "--system" if args.system else "--thinking"
         raise InputError(f"--raw writes no chat template, and {word} needs one; leave one of the two out")
     text = None if args.chat else _text_of(args)
-    session = _Session(args, options, events)
+    session = _Session(args, options, caches, events)
     return session.talk() if text is None else session.answer(text)
 
 
@@ -102,7 +108,7 @@ def _utf8(data: bytes, where: str) -> str:
 class _Session:
     """A loaded model and what the arguments say about its replies."""
 
-    def __init__(self, args: argparse.Namespace, options: Options, events: Events) -> None:
+    def __init__(self, args: argparse.Namespace, options: Options, caches: Maker, events: Events) -> None:
         import dataclasses
         import secrets
 
@@ -120,7 +126,8 @@ class _Session:
         self._options = dataclasses.replace(options, stop_ids=stop_ids(path, self._tokenizer))
         self._family = family_of(text_config(path))
         self._length = context_length(path)
-        self._context: Context = Context(model)
+        caches.check(model)
+        self._context: Context = Context(model, caches)
         self._seed = secrets.randbits(32) if args.seed is None else args.seed
         self._told = ""
         if hasattr(sys.stdout, "reconfigure"):

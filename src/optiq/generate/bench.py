@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from optiq.events import QUIET, Events
 from optiq.files import read_json
 from optiq.generate.decode import Context
 from optiq.generate.options import Plan
-from optiq.models.caches import wired
+from optiq.models.caches import Caches, make_caches, wired
 
 SCHEMA = 1
 KIND = "optiq-bench"
@@ -47,7 +47,9 @@ class _Row:
         return {**found, "peak_memory_bytes": self.peak_memory_bytes, "cache_bytes": self.cache_bytes}
 
 
-def measure(model: Any, vocabulary: int, plan: Plan, events: Events = QUIET) -> list[dict[str, Any]]:
+def measure(
+    model: Any, vocabulary: int, plan: Plan, events: Events = QUIET, make: Callable[[Any], Caches] = make_caches
+) -> list[dict[str, Any]]:
     """The rows of a result, after one run that does not count.
 
     Args:
@@ -55,23 +57,27 @@ def measure(model: Any, vocabulary: int, plan: Plan, events: Events = QUIET) -> 
         vocabulary: token ids are drawn from 0 to here, this one not included.
         plan: lengths and repetitions.
         events: where progress goes.
+        make: fresh caches for the model.
     """
+
+    def once(length: int, row: _Row) -> None:
+        _run(Context(model, make), generator.integers(0, vocabulary, length).tolist(), row, plan)
+
     rows = [_Row(prompt, generate) for prompt in plan.prompt_lengths for generate in plan.generate_lengths]
     generator = np.random.default_rng(plan.seed)
     with wired(), events.stage("measure", total=len(rows) * plan.repeats, unit="runs") as stage:
-        _run(model, generator.integers(0, vocabulary, min(plan.prompt_lengths)).tolist(), _Row(0, 2), plan)
+        once(min(plan.prompt_lengths), _Row(0, 2))
         for _ in range(plan.repeats):
             for row in rows:
-                _run(model, generator.integers(0, vocabulary, row.prompt).tolist(), row, plan)
+                once(row.prompt, row)
                 stage.advance(note=f"prompt {row.prompt}, generate {row.generate}")
     return [row.as_json() for row in rows]
 
 
-def _run(model: Any, prompt: list[int], row: _Row, plan: Plan) -> None:
+def _run(context: Context, prompt: list[int], row: _Row, plan: Plan) -> None:
     """One prompt read and continued greedily, whatever the tokens are."""
     mx.reset_peak_memory()
     start = time.perf_counter()
-    context = Context(model)
     context.read(prompt[:-1], plan.prefill_chunk)
     first = last = start
     for count, _ in enumerate(context.steps(prompt[-1], lambda logits: mx.argmax(logits, keepdims=True), row.generate)):
@@ -140,7 +146,14 @@ def compare(now: Mapping[str, Any], earlier: Mapping[str, Any], name: str) -> di
         old = before.get(_key(row))
         ratios = {rate: _ratio(row.get(rate), old.get(rate) if old else None) for rate in RATES}
         rows.append({"prompt_tokens": row["prompt_tokens"], "generate_tokens": row["generate_tokens"], **ratios})
-    pairs = [("model", "name"), ("model", "weight_bytes"), ("machine", "cpu"), ("machine", "device"), ("machine", "threads")]
+    pairs = [
+        ("kv", "cache"),
+        ("model", "name"),
+        ("model", "weight_bytes"),
+        ("machine", "cpu"),
+        ("machine", "device"),
+        ("machine", "threads"),
+    ]
     differs = [f"{part} {key}" for part, key in pairs if now.get(part, {}).get(key) != earlier.get(part, {}).get(key)]
     return {"name": name, "differs": differs, "rows": rows}
 

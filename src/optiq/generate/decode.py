@@ -79,11 +79,12 @@ class Context:
 
     Args:
         model: called as `model(tokens [1, L], cache=caches)`, gives logits [1, L, V].
+        make: fresh caches for the model, for instance packed ones (`optiq.kv`).
     """
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.caches: Caches = make_caches(model)
+    def __init__(self, model: Any, make: Callable[[Any], Caches] = make_caches) -> None:
+        self._model, self._make = model, make
+        self.caches: Caches = make(model)
         self.tokens: list[int] = []
         self._mark: tuple[list[int], Mark] | None = None
         self._whole = True  # False while a step is under way: an interrupt then leaves layers of different lengths
@@ -109,7 +110,7 @@ class Context:
             self.caches = self._mark[1].restore(self.caches)
         else:
             self.tokens, self._mark = [], None
-            self.caches = make_caches(self._model)
+            self.caches = self._make(self._model)
         self._whole = True
         return len(self.tokens)
 

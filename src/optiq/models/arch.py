@@ -110,7 +110,10 @@ def _with(stock: types.ModuleType, **own: Any) -> types.ModuleType:
 
 
 def _scaled_dot_product_attention(stock: types.ModuleType) -> Any:
-    """mlx-lm's `scaled_dot_product_attention` over `kernels.attention`; a quantized cache keeps the stock form."""
+    """mlx-lm's `scaled_dot_product_attention` over `kernels.attention`; a stock quantized cache keeps the stock form.
+
+    A cache with a method `attend(queries, scale, mask, sinks)` computes attention over what it holds (`optiq.kv.cache`).
+    """
 
     def scaled_dot_product_attention(
         queries: mx.array,
@@ -121,6 +124,8 @@ def _scaled_dot_product_attention(stock: types.ModuleType) -> Any:
         mask: mx.array | str | None,
         sinks: mx.array | None = None,
     ) -> mx.array:
+        if hasattr(cache, "attend"):  # keys and values are lazy, and stay so
+            return cache.attend(queries, scale, mask, sinks)
         if hasattr(cache, "bits"):  # keys and values are tuples of codes, scales and biases
             return stock.scaled_dot_product_attention(queries, keys, values, cache, scale, mask, sinks)
         return attention.attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)

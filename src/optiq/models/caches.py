@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from optiq.kernels import native
+from optiq.models.topology import block_list
 
 Caches = list[Any]
 
@@ -84,8 +86,90 @@ def cache_arrays(caches: Caches) -> list[mx.array]:
 
 
 def cache_bytes(caches: Caches) -> int:
-    """Bytes of those arrays, room that is kept for later tokens included."""
-    return sum(int(array.nbytes) for array in cache_arrays(caches))
+    """What the caches hold, room that is kept for later tokens included."""
+    return sum(int(cache.nbytes) for cache in caches)
+
+
+@dataclass(frozen=True)
+class KeyValueLayer:
+    """A layer with a key/value cache of its own.
+
+    Args:
+        index: of the layer in the model.
+        place: of its cache in the list of caches.
+        window: how many tokens a query sees; 0 for all.
+        latent: what is cached are MLA latents.
+        rotary: how many of the key channels, the first ones, turn with the position; None where that is not known.
+    """
+
+    index: int
+    place: int
+    window: int
+    latent: bool
+    rotary: int | None
+
+
+def key_value_layers(model: Any) -> list[KeyValueLayer]:
+    """The layers with a key/value cache of their own, in order; those that keep a state or share a cache are left out."""
+    layers, caches = block_list(model), make_caches(model)
+    found = []
+    for index, place in enumerate(_cache_places(layers, len(caches))):
+        plain = None if place is None else _plain(caches[place])
+        if plain is None:
+            continue
+        assert place is not None
+        parts = [module for _, module in layers[index].named_modules()]
+        ropes = [getattr(part, "rope", None) for part in parts]
+        widths = [getattr(rope, "dims", getattr(rope, "dim", None)) for rope in ropes if rope is not None]
+        rotary = widths[0] if widths and isinstance(widths[0], int) else None
+        latent = any(hasattr(part, "kv_lora_rank") for part in parts)
+        found.append(KeyValueLayer(index, place, getattr(plain, "max_size", 0), latent, rotary))
+    return found
+
+
+def stock_caches(count: int, model: Any = None) -> Caches:
+    """What mlx-lm makes for a model; without one, `count` plain key/value caches."""
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+    return [KVCache() for _ in range(count)] if model is None else list(make_prompt_cache(model))
+
+
+def is_plain(cache: Any) -> bool:
+    """Whether it is mlx-lm's plain key/value cache."""
+    from mlx_lm.models.cache import KVCache
+
+    return isinstance(cache, KVCache)
+
+
+def with_cache(cache: Any, own: Any) -> Any:
+    """What stands in a layer's place in the list of caches with `own` for its key/value cache."""
+    from mlx_lm.models.cache import CacheList
+
+    if not isinstance(cache, CacheList):
+        return own
+    plain = _plain(cache)
+    return CacheList(*(own if part is plain else part for part in cache.caches))
+
+
+def _plain(cache: Any) -> Any:
+    """The one stock key/value cache of a layer; None where there is none, or more than one."""
+    from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
+
+    if isinstance(cache, CacheList):
+        found = [part for part in cache.caches if _plain(part) is not None]
+        return found[0] if len(found) == 1 else None
+    kept = isinstance(cache, RotatingKVCache) and cache.keep == 0
+    return cache if isinstance(cache, KVCache) or kept else None
+
+
+def _cache_places(layers: Sequence[Any], count: int) -> list[int | None]:
+    """For each layer, which cache is its own: Nemotron-H gives none to feed-forward layers, Gemma's last layers share."""
+    kinds = [getattr(layer, "block_type", None) for layer in layers]
+    own = [kind in ("M", "*") for kind in kinds]  # mixers of Nemotron-H
+    if count != len(layers) and sum(own) == count:
+        order = iter(range(count))
+        return [next(order) if mixer else None for mixer in own]
+    return [index if index < count else None for index in range(len(layers))]
 
 
 def can_cut(caches: Caches) -> bool:
@@ -124,7 +208,7 @@ def _cuttable(cache: Any) -> bool:
     """A rotating window says yes only until it is full, so kinds are asked for, not the moment's answer."""
     from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-    return isinstance(cache, KVCache | QuantizedKVCache)
+    return isinstance(cache, KVCache | QuantizedKVCache) or bool(getattr(cache, "cuttable", False))
 
 
 @contextmanager
