@@ -168,7 +168,9 @@ class PackedCache(Batched):
 
     def _knows(self, mask: mx.array | str | None, places: Places, length: int) -> bool:
         """Whether a mask is what `make_mask` made for these columns, which says no more than causal and padding do."""
-        if not isinstance(mask, mx.array) or places.even or (self.window and length > 1):
+        if not isinstance(mask, mx.array) or places.even:
+            return False
+        if self.window and (length > 1 or places.columns > self.window):  # then it hides what has left the window
             return False
         return mask is causal(places.timely, length, self.window)
 
