@@ -82,10 +82,10 @@ class Form:
     @cached_property
     def factors(self) -> _Factors:
         """The arrays as native kernels read them at once: float32 without gaps."""
-        one = [mx.contiguous(x.astype(mx.float32)) for x in (self.diagonal, self.undo, 1.0 / self.diagonal)]
+        diagonal, undo, inverse = (mx.contiguous(x.astype(mx.float32)) for x in (self.diagonal, self.undo, 1.0 / self.diagonal))
         mean = None if self.mean is None else mx.contiguous(self.mean.astype(mx.float32))
-        mx.eval(one, [] if mean is None else mean)
-        return _Factors(*one, mean)
+        mx.eval(diagonal, undo, inverse, [] if mean is None else mean)
+        return _Factors(diagonal, undo, inverse, mean)
 
 
 def packed_bytes(width: int, bits: int) -> int:
@@ -264,5 +264,5 @@ def unpack_bits(codes: mx.array, bits: int) -> mx.array:
     rows, groups = codes.shape[:-1], codes.shape[-1] // bits
     parts = codes.reshape(*rows, groups, bits).astype(mx.uint64)
     word = (parts << mx.array(np.arange(bits) * 8, mx.uint64)).sum(-1)
-    index = (word[..., None] >> mx.array(np.arange(8) * bits, mx.uint64)) & (2**bits - 1)
+    index: mx.array = (word[..., None] >> mx.array(np.arange(8) * bits, mx.uint64)) & (2**bits - 1)
     return index.astype(mx.uint8).reshape(*rows, groups * 8)
