@@ -110,7 +110,8 @@ Arrays store(const mx::array& codes, const mx::array& scales, const mx::array& x
     check_vectors(x, diagonal);
     check(codes.ndim() == 4 && scales.ndim() == 3 && codes.dtype() == mx::uint8 && scales.dtype() == mx::bfloat16,
           "expected codes uint8 [B, G, C, D bits / 8] and scales bfloat16 [B, G, C]");
-    for (int i = 0; i < 3; i++) check(codes.shape(i) == scales.shape(i) && (i == 2 || codes.shape(i) == x.shape(i)), "the vectors do not fit the buffer");
+    for (int i = 0; i < 3; i++)
+        check(codes.shape(i) == scales.shape(i) && (i == 2 || codes.shape(i) == x.shape(i)), "the vectors do not fit the buffer");
     check(codes.shape(3) == book->row_bytes(x.shape(3)) && start >= 0 && start + x.shape(2) <= codes.shape(2),
           "the vectors do not fit the buffer");
     return make({codes.shape(), scales.shape()}, {mx::uint8, mx::bfloat16}, std::make_shared<Store>(cpu_stream(), book, fit, start),
