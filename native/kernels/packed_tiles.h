@@ -142,6 +142,7 @@ inline void decode_keys_at(const PackedAttention& a, const PackedBlock& b, bool 
 // Adds the products of 64 coordinates from d on: tile T are sums of the keys [16 T, 16 T + 16).
 template <int T>
 inline void multiply_keys(const int8_t* q, const int8_t* keys, int64_t stride, int64_t d) {
+    written();
     if constexpr (T == 0) {
         _tile_loadd(4, q + d * 16, 64);
         _tile_loadd(6, keys + d, stride);
@@ -270,6 +271,7 @@ inline void decode_values_at(const PackedAttention& a, const PackedBlock& b, con
 template <int T>
 inline void multiply_values(const int8_t* weights, const int8_t* values) {
     values += T * 1024;
+    written();
     if constexpr (T == 0) _tile_loadd(4, weights, 64);
     if constexpr (T % 2 == 0) _tile_loadd(6, values, 64);
     if constexpr (T % 2 == 1) _tile_loadd(7, values, 64);

@@ -7,6 +7,9 @@
 
 namespace optiq::OPTIQ_LEVEL {
 
+// GCC 12's _tile_loadd does not say that it reads memory: what was written must be there before it.
+inline void written() { __asm__ volatile("" ::: "memory"); }
+
 // Calls f with 0, 1, 2, 3 as compile-time constants.
 template <class F>
 inline void each_tile(const F& f) {
