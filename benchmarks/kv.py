@@ -139,7 +139,17 @@ def llama_bars(part: dict[str, Any]) -> list[Bar]:
     for kind in ("tq3", "best4"):
         mine = 1 / statistics.median([x for run in part["ours"] for x in run[kind]])
         what = f"tokens per second at {part['depth']} tokens, {kind} over llama.cpp {part['flags']}"
-        found.append(Bar(f"3.decode_{kind}_over_llama", what, mine / best, "x", 1.0, ">=", f"llama.cpp {name} {best:.1f} tok/s; ours {mine:.1f}"))
+        found.append(
+            Bar(
+                f"3.decode_{kind}_over_llama",
+                what,
+                mine / best,
+                "x",
+                1.0,
+                ">=",
+                f"llama.cpp {name} {best:.1f} tok/s; ours {mine:.1f}",
+            )
+        )
     return found
 
 
@@ -171,7 +181,9 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     out = WORK / "measured"
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    command = harness.command("kv-cache", uniform4(), "--target-bits", 4.5, "--candidate-bits", "4,8", "--seq-len", MEASURE_LENGTH, "-o", out)
+    command = harness.command(
+        "kv-cache", uniform4(), "--target-bits", 4.5, "--candidate-bits", "4,8", "--seq-len", MEASURE_LENGTH, "-o", out
+    )
     done = harness.run(command, WORK / "measured.log")
     entries = json.loads((out / "kv_config.json").read_text())
     return {"seconds": time.perf_counter() - start, "peak_bytes": done.peak_bytes, "entries": entries}
@@ -219,7 +231,11 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     for name in settings.only.split(","):
         print(name, flush=True)
-        part = {"commit": harness.commit(), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **PARTS[name][0](settings)}
+        part = {
+            "commit": harness.commit(),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **PARTS[name][0](settings),
+        }
         (WORK / f"{name}.json").write_text(json.dumps(part, indent=1) + "\n")
     bars: list[Bar] = []
     raw: dict[str, Any] = {}

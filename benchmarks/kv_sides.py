@@ -26,7 +26,14 @@ from optiq.kv.recipe import preset
 from optiq.models import caches as stock
 
 FILL = 2048  # tokens that a cache takes in at once
-RECIPES = {"fp16": None, "tq3": ("turbo", 3), "tq4": ("turbo", 4), "best3": ("best", 3), "best4": ("best", 4), "affine4": ("affine", 4)}
+RECIPES = {
+    "fp16": None,
+    "tq3": ("turbo", 3),
+    "tq4": ("turbo", 4),
+    "best3": ("best", 3),
+    "best4": ("best", 4),
+    "affine4": ("affine", 4),
+}
 
 
 def make(model: Any, name: str) -> list[Any]:
