@@ -5,8 +5,6 @@ In: a model directory and recipes. Out: seconds per token and bytes of each. Kno
     python benchmarks/kv_sides.py peak MODEL RECIPE TOKENS NEW      (a process of its own: prints its peak resident bytes)
 """
 
-# ruff: noqa: E402 (optiq goes first)
-
 from __future__ import annotations
 
 import json
@@ -15,11 +13,10 @@ import sys
 import time
 from typing import Any
 
-import optiq  # before MLX, which it gives a fast BLAS
-
 import mlx.core as mx
 import numpy as np
 
+import optiq  # before MLX, which it gives a fast BLAS
 from optiq.generate.decode import Context, peak_resident_bytes
 from optiq.kv import attach
 from optiq.kv.recipe import preset
