@@ -13,10 +13,10 @@ import sys
 import time
 from typing import Any
 
+import optiq  # isort: skip  # before MLX, which it gives a fast BLAS
 import mlx.core as mx
 import numpy as np
 
-import optiq  # before MLX, which it gives a fast BLAS
 from optiq.generate.decode import Context, peak_resident_bytes
 from optiq.kv import attach
 from optiq.kv.recipe import preset
