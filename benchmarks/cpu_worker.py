@@ -110,7 +110,9 @@ class Ours:
 
     def draw(self, last: int, count: int) -> None:
         """Draw the greedy tokens after `last`."""
-        for _ in self._context.steps(last, lambda logits: mx.argmax(logits, keepdims=True), count):
+        from optiq.kernels.argmax import argmax
+
+        for _ in self._context.steps(last, lambda logits: argmax(logits[None]), count):
             pass
 
 

@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from optiq.generate.decode import Context, peak_resident_bytes
+from optiq.kernels.argmax import argmax
 from optiq.kv import attach
 from optiq.kv.recipe import preset
 from optiq.models import caches as stock
@@ -69,7 +70,7 @@ class Side:
 
     def _draw(self, count: int) -> float:
         start = time.perf_counter()
-        for _ in self._context.steps(1, lambda logits: mx.argmax(logits, keepdims=True), count):
+        for _ in self._context.steps(1, lambda logits: argmax(logits[None]), count):
             pass
         return (time.perf_counter() - start) / count
 
@@ -97,7 +98,7 @@ def peak(model_dir: str, name: str, tokens: int, new: int) -> dict[str, Any]:
     context = Context(model, lambda model: make(model, name))
     context.read(np.random.default_rng(0).integers(1, 4000, tokens).tolist(), 512)
     read = peak_resident_bytes()
-    for _ in context.steps(1, lambda logits: mx.argmax(logits, keepdims=True), new):
+    for _ in context.steps(1, lambda logits: argmax(logits[None]), new):
         pass
     return {"kind": name, "after_reading": read, "peak_bytes": peak_resident_bytes(), "mlx_peak_bytes": int(mx.get_peak_memory())}
 

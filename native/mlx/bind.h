@@ -31,6 +31,7 @@ void bind_quantized(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
 void bind_embedding(nanobind::module_& module);
 void bind_gates(nanobind::module_& module);
+void bind_largest(nanobind::module_& module);
 void bind_loss(nanobind::module_& module);
 void bind_packed(nanobind::module_& module);
 void bind_pages(nanobind::module_& module);

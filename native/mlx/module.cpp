@@ -36,6 +36,7 @@ NB_MODULE(_native, m) {
     optiq::bind_attention(m);
     optiq::bind_embedding(m);
     optiq::bind_gates(m);
+    optiq::bind_largest(m);
     optiq::bind_loss(m);
     optiq::bind_norm(m);
     optiq::bind_packed(m);

@@ -23,6 +23,7 @@ from optiq.events import QUIET, Events
 from optiq.files import read_json
 from optiq.generate.decode import Context
 from optiq.generate.options import Plan
+from optiq.kernels.argmax import argmax
 from optiq.models.caches import Caches, make_caches, wired
 
 SCHEMA = 1
@@ -80,7 +81,7 @@ def _run(context: Context, prompt: list[int], row: _Row, plan: Plan) -> None:
     start = time.perf_counter()
     context.read(prompt[:-1], plan.prefill_chunk)
     first = last = start
-    for count, _ in enumerate(context.steps(prompt[-1], lambda logits: mx.argmax(logits, keepdims=True), row.generate)):
+    for count, _ in enumerate(context.steps(prompt[-1], lambda logits: argmax(logits[None]), row.generate)):
         last = time.perf_counter()
         first = last if count == 0 else first
     row.samples["prompt_s"].append(first - start)

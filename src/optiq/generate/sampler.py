@@ -23,6 +23,7 @@ import mlx.core as mx
 
 from optiq.errors import InputError
 from optiq.generate.sampling import Sampling
+from optiq.kernels.argmax import argmax
 
 
 class Sampler:
@@ -47,7 +48,7 @@ class Sampler:
         if not self._plain:
             logits = self._adjusted(logits.astype(mx.float32))
         if settings.temperature == 0:
-            token = mx.argmax(logits, axis=-1, keepdims=True)
+            token = argmax(logits[None])
         else:
             self._key, key = mx.random.split(self._key)
             values, indices = narrowed(logits.astype(mx.float32), settings)
