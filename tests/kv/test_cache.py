@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from optiq.errors import FormatError, InputError, ModelError
-from optiq.kernels import attention, packed
+from optiq.kernels import attention, native, packed
 from optiq.kv.cache import PackedCache
 from optiq.kv.recipe import FULL, SCHEMES, WIDTHS, Recipe, preset
 from optiq.kv.rows import Statistics
@@ -120,6 +120,26 @@ def test_statistics_are_exact_for_what_is_full_and_help_what_is_packed() -> None
     assert wrong["full"] < 1e-4 and wrong["with"] < 0.6 * wrong["without"], wrong
 
 
+def test_statistics_of_another_model() -> None:
+    known = Statistics(value_mean=mx.ones((1, WIDTH)))
+    with pytest.raises(InputError, match=r"another model: value_mean has shape \[1, 32\], expected \[2, 32\] \(key/value heads"):
+        filled(preset("best", 4), 3, known=known)
+
+
+def test_a_batch_knows_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention over packed tokens needs no mask then; another mask with the same content is read."""
+    cache = PackedCache.merge([filled(preset("turbo", 3), 9), filled(preset("turbo", 3), 30)])
+    asked = []
+    monkeypatch.setattr(packed, "attend", lambda *_, **more: asked.append((more["mask"] is None, more["starts"])))
+    for foreign in (False, True):
+        q, k, v = Tokens().draw(2, 1)
+        mask = cache.make_mask(1)
+        cache.update_and_fetch(k, v)
+        cache.attend(q, 0.2, mx.array(mask) if foreign else mask)
+    (plain, starts), (read, none) = asked
+    assert plain and np.array(starts).tolist() == [21, 0] and not read and none is None
+
+
 def test_keys_lose_their_mean_where_they_do_not_turn() -> None:
     cache = filled(dataclasses.replace(preset("best", 4), tail=4), 64, 1, still=8)
     assert cache._mean is not None
@@ -132,7 +152,10 @@ def test_keys_lose_their_mean_where_they_do_not_turn() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_and_heads_with_a_sink(kind: str) -> None:
+@pytest.mark.parametrize("with_native", [True, False])
+def test_masks_and_heads_with_a_sink(kind: str, with_native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not with_native:
+        monkeypatch.setattr(native, "module", lambda: None)
     cache, tokens = PackedCache(KINDS[kind], still=8), Tokens()
     for length in [50, 1, 7]:
         q, k, v = tokens.draw(1, length)

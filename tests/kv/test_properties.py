@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from optiq.kv import columns
@@ -162,6 +162,7 @@ few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChec
 @pytest.mark.parametrize("window", [0, 12])
 @pytest.mark.parametrize("kind", KINDS)
 @few
+@example(first=[0, 12], todo=[("late", [0, 1])], seed=0)  # one token, while nothing may leave a window
 @given(first=lengths, todo=steps, seed=st.integers(0, 3))
 def test_rows_keep_their_tokens(kind: str, window: int, first: list[int], todo: list[tuple[str, object]], seed: int) -> None:
     rows = Rows(kind, first, seed, window)

@@ -18,7 +18,10 @@ FEW_ROWS = 16  # rows of a product up to which native kernels read codes at memo
 
 
 class Coded(NamedTuple):
-    """One side: codes uint32 [B, G, S, W bits / 32], scales and biases [B, G, S, W / group_size]; the first `width` of W count."""
+    """One side: codes uint32 [B, G, S, W bits / 32], scales and biases [B, G, S, W / group_size].
+
+    Of the W values of a vector the first `width` count; the others fill up its last group.
+    """
 
     codes: mx.array
     scales: mx.array

@@ -19,7 +19,7 @@ from typing import Any, Self
 import mlx.core as mx
 
 from optiq.errors import FormatError
-from optiq.kernels import attention, coded_attention, packed
+from optiq.kernels import attention, coded_attention, native, packed
 from optiq.kernels.packed import Packed
 from optiq.kv.batch import Batched
 from optiq.kv.columns import Columns
@@ -68,24 +68,23 @@ class PackedCache(Batched):
             sinks: [H], one more score per head that has no value.
         """
         places, length = self._places(), queries.shape[2]
+        if self._knows(mask, places, length):
+            mask = None if length == 1 else "causal"
+        elif mask is None and length > 1:
+            mask = mx.ones((1, 1, length, places.columns), mx.bool_)
         # Queries that are packed already (tail 0) see themselves as they were packed, among the full-precision tokens.
         newest = min(max(0, length - (places.full - places.sinks)), places.packed)
+        whole = newest == places.packed or sinks is not None or not self._over_rotated(queries, mask)
         array = isinstance(mask, mx.array)
-        if places.packed and not places.full and sinks is None and self._over_affine(queries):
-            return self._attend_affine(queries, scale, mask if array or places.even else causal(places, length))
-        if newest == places.packed or sinks is not None or not self._over_rotated(mask):
+        if whole or max(places.padding) > places.packed - newest:
+            mask = mask if array or places.even else causal(places.timely, length)
+        if whole:
+            if places.packed and not places.full and sinks is None and self._over_affine(queries):
+                return self._attend_affine(queries, scale, mask)
             k, v = self.keys_and_values()
-            own = mask if array or places.even else causal(places, length)
-            return attention.attention(queries, k, v, scale=scale, mask=own, sinks=sinks)
-        starts = None
-        if mask is None and length > 1:
-            mask, array = mx.ones((1, 1, length, places.columns), mx.bool_), True
-        if array or max(places.padding) > places.packed - newest:
-            stored = to_stored(mask if isinstance(mask, mx.array) else causal(places, length), places, newest)
-        else:
-            stored = None
-            if not places.even:
-                starts = mx.array(places.padding, mx.int32)
+            return attention.attention(queries, k, v, scale=scale, mask=mask, sinks=sinks)
+        stored = to_stored(mask, places, newest) if isinstance(mask, mx.array) else None
+        starts = None if stored is not None or places.even else mx.array(places.padding, mx.int32)
         return self._attend_packed(queries, scale, stored, starts, newest)
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> mx.array | str | None:
@@ -155,12 +154,25 @@ class PackedCache(Batched):
         )
         return coded_attention.attend(queries, keys, values, scale=scale, mask=mask)
 
-    def _over_rotated(self, mask: mx.array | str | None) -> bool:
-        """Whether attention over packed tokens fits: both sides rotated, of one width, and no additive mask."""
-        assert self._rows is not None
+    def _over_rotated(self, queries: mx.array, mask: mx.array | str | None) -> bool:
+        """Whether attention over packed tokens fits: both sides rotated, of one width, and no additive mask.
+
+        Without native kernels many queries are better served by dense keys and values and the stock kernel.
+        """
+        assert self._rows is not None and self._full is not None
         k, v = self._rows
         seen = not isinstance(mask, mx.array) or mask.dtype == mx.bool_
-        return isinstance(k, Rotated) and isinstance(v, Rotated) and k.width == v.width and seen
+        rotated = isinstance(k, Rotated) and isinstance(v, Rotated) and k.width == v.width
+        few = native.module() is not None or coded_attention.few(queries, self._full[0].shape[1])
+        return rotated and seen and few
+
+    def _knows(self, mask: mx.array | str | None, places: Places, length: int) -> bool:
+        """Whether a mask is what `make_mask` made for these columns, which says no more than causal and padding do."""
+        if not isinstance(mask, mx.array) or places.even:
+            return False
+        if self.window and (length > 1 or places.columns > self.window):  # then it hides what has left the window
+            return False
+        return mask is causal(places.timely, length, self.window)
 
     def _attend_packed(
         self, queries: mx.array, scale: float, mask: mx.array | None, starts: mx.array | None, newest: int

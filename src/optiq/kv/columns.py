@@ -72,7 +72,7 @@ class Columns:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of every array that it holds, room for later tokens included."""
+        """Bytes of every array that it holds, room for later tokens included; not of constants that caches share."""
         own = [*self._buffers[0], *self._buffers[1], *(self._full or ())]
         return sum(int(array.nbytes) for array in (own if self._mean is None else [*own, self._mean]))
 
@@ -115,6 +115,7 @@ class Columns:
     def _begin(self, keys: mx.array, values: mx.array) -> None:
         """The shapes become known."""
         batch, groups, _, width = keys.shape
+        self.known.check(groups, width, values.shape[3])
         self._full = (_none(keys), _none(values))
         self._make_rows(groups, width, values.shape[3], keys.dtype, values.dtype)
         if self.recipe.centred and self.known.key_mean is not None:

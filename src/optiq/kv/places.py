@@ -46,6 +46,11 @@ class Places:
         return not any(self.padding)
 
     @property
+    def timely(self) -> Places:
+        """As many columns, in the order of time."""
+        return Places(self.padding, 0, self.columns, 0)
+
+    @property
     def starts(self) -> list[int]:
         """Per row, the first packed column that it sees."""
         return [min(p, self.packed) for p in self.padding]
@@ -75,8 +80,12 @@ class Places:
         return found
 
 
+@functools.lru_cache(maxsize=2)
 def causal(places: Places, length: int, window: int = 0) -> mx.array:
-    """[B, 1, L, P + F] boolean in the order of time: who sees whom of the last `length` columns; padding is not seen."""
+    """[B, 1, L, P + F] boolean in the order of time: who sees whom of the last `length` columns; padding is not seen.
+
+    The layers of a model get one object, by which a cache knows its own mask again.
+    """
     column = mx.arange(places.columns)
     query = mx.arange(places.columns - length, places.columns)[:, None]
     seen = column <= query

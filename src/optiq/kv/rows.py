@@ -12,7 +12,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from optiq.errors import ModelError
+from optiq.errors import InputError, ModelError
 from optiq.kernels import codebook, packed, rotation
 from optiq.kernels.coded_attention import Coded
 from optiq.kernels.packed import Form, Packed
@@ -47,6 +47,14 @@ class Statistics:
     key_mean: mx.array | None = None
     key_scale: mx.array | None = None
     value_mean: mx.array | None = None
+
+    def check(self, groups: int, width: int, value_width: int) -> None:
+        """Raises InputError where the shapes are those of another model."""
+        for name, last in (("key_mean", width), ("key_scale", width), ("value_mean", value_width)):
+            found: mx.array | None = getattr(self, name)
+            if found is not None and found.shape != (groups, last):
+                told = f"{name} has shape {list(found.shape)}, expected {[groups, last]} (key/value heads, head width)"
+                raise InputError(f"the statistics of a layer's cache are those of another model: {told}")
 
 
 NONE = Statistics()
