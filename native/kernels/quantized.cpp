@@ -10,6 +10,8 @@ namespace {
 constexpr float kSteps = 32639.f;  // 127 * 256 + 127: the largest sum of a signed high and a signed low byte
 constexpr int kSegment = 64;       // groups whose factors lie on the stack at once
 constexpr int64_t kAhead = 2048;   // bytes of prefetch; flat between 1 and 4 KiB
+// Pairs of codes: near into the first-level cache, far into the second, whose queue is longer. 15 % of a decoding step.
+constexpr int64_t kNear = 1024, kFar = 16384;
 
 // Where the parts of a prepared row lie.
 struct Row {
@@ -40,6 +42,15 @@ inline void store_fixed(int8_t* chunk, int at, vi fixed) {
 #endif
 }
 
+template <class T>
+inline vf load_some(const T* values, int64_t count) {
+    return count >= kLanes ? load(values) : load_part(values, int(count));
+}
+
+inline vf load_some(const void* p, Float type, int64_t at, int64_t count) {
+    return with_float(type, [&]<class T>(T*) { return load_some(static_cast<const T*>(p) + at, count); });
+}
+
 // A byte of 4-bit codes is an even column and the odd one after it: 64 bytes meet 64 even and 64 odd columns, whole, where the
 // natural order would ask for two unpacked halves.
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
@@ -61,22 +72,75 @@ inline void pair_up(const Row& row, int64_t columns) {
         }
 }
 
-// Adds the products of 128 4-bit codes with one row's pair `x`; each 32-bit lane is eight columns.
+// The products of 128 4-bit codes with one row's pair `x`, added to `total`; each 32-bit lane is eight columns.
 template <int GROUP>
-inline vf add_pair(__m512i codes, const int8_t* x, const float* factors, int64_t p, vf total) {
-    const __m512i mask = _mm512_set1_epi8(15), low = _mm512_and_si512(codes, mask);
-    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
+inline vf add_pair(__m512i low, __m512i high, const int8_t* x, const float* factors, int64_t p, vf total) {
     __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(x));
     sums = _mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(x + 64));
     sums = _mm512_dpbusd_epi32(_mm512_slli_epi32(sums, 8), low, _mm512_loadu_si512(x + 128));
     sums = _mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(x + 192));
     __m512 factor = _mm512_set1_ps(factors[GROUP == 64 ? 2 * p : p]);
     if constexpr (GROUP == 64) factor = _mm512_mask_broadcastss_ps(factor, 0xff00, _mm_load_ss(factors + 2 * p + 1));
-    return (vf)_mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), factor, (__m512)total);
+    return fma((vf)_mm512_cvtepi32_ps(sums), (vf)factor, total);
+}
+
+// TALL weight rows from `o` on with ROWS prepared rows; out[r * kLanes + i] receives the sums. How many go together changes no
+// bit.
+template <int GROUP, int ROWS, int TALL, class S>
+inline void pair_rows(const Coded& w, int64_t o, const Row* from, vf* out) {
+    Row rows[ROWS];
+    for (int r = 0; r < ROWS; r++) rows[r] = from[r];
+    const int64_t groups = w.columns / GROUP, row_bytes = w.row_bytes();
+    const __m512i mask = _mm512_set1_epi8(15);
+    vf totals[TALL][ROWS]{}, shifts[TALL][ROWS]{};
+    for (int64_t start = 0; start < groups; start += kSegment) {
+        alignas(64) float factors[TALL][ROWS][kSegment + 16];
+        const int64_t here = groups - start < kSegment ? groups - start : kSegment;
+        for (int i = 0; i < TALL; i++) {
+            const S* scales = static_cast<const S*>(w.scales) + (o + i) * groups + start;
+            const S* biases = static_cast<const S*>(w.biases) + (o + i) * groups + start;
+            _mm_prefetch(reinterpret_cast<const char*>(scales + 32 * groups), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(biases + 32 * groups), _MM_HINT_T0);
+            for (int64_t g = 0; g < here; g += kLanes) {
+                const vf s = load_some(scales + g, here - g), b = load_some(biases + g, here - g);
+                for (int r = 0; r < ROWS; r++) {
+                    store(factors[i][r] + g, s * load(rows[r].steps + start + g));
+                    shifts[i][r] = fma(b, load(rows[r].sums + start + g), shifts[i][r]);
+                }
+            }
+        }
+        const uint8_t* codes = w.codes + o * row_bytes + start * GROUP / 2;
+        const int64_t first = start * GROUP / 128, count = here * GROUP / 128;
+        for (int64_t p = 0; p < count; p++, codes += 64)
+            for (int i = 0; i < TALL; i++) {
+                const uint8_t* at = codes + i * row_bytes;
+                _mm_prefetch(reinterpret_cast<const char*>(at + kFar), _MM_HINT_T1);
+                _mm_prefetch(reinterpret_cast<const char*>(at + kNear), _MM_HINT_T0);
+                const __m512i both = _mm512_loadu_si512(at), low = _mm512_and_si512(both, mask);
+                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+                for (int r = 0; r < ROWS; r++)
+                    totals[i][r] = add_pair<GROUP>(low, high, rows[r].pairs + (first + p) * 256, factors[i][r], p, totals[i][r]);
+            }
+    }
+    for (int i = 0; i < TALL; i++)
+        for (int r = 0; r < ROWS; r++) out[r * kLanes + i] = totals[i][r] + shifts[i][r];
+}
+
+// Up to sixteen weight rows with ROWS prepared rows.
+template <int GROUP, int ROWS>
+inline void pair_block(const Coded& w, int64_t o, int64_t count, const Row* rows, vf* totals) {
+    constexpr int kTall = ROWS == 2 ? 2 : 1;  // one activation row: memory in its own order is worth more than sharing loads
+    with_float(w.type, [&]<class S>(S*) {
+        int64_t i = 0;
+        for (; i + kTall <= count; i += kTall) pair_rows<GROUP, ROWS, kTall, S>(w, o + i, rows, totals + i);
+        for (; i < count; i++) pair_rows<GROUP, ROWS, 1, S>(w, o + i, rows, totals + i);
+    });
 }
 #else
 constexpr bool kPairs = false;
 inline void pair_up(const Row&, int64_t) {}
+template <int GROUP, int ROWS>
+inline void pair_block(const Coded&, int64_t, int64_t, const Row*, vf*) {}
 #endif
 
 inline int whole_sum(vi x) {
@@ -122,13 +186,6 @@ void prepare_row(const T* x, int64_t columns, int group, float* prepared) {
 
 void prepare(const void* x, Float type, int64_t columns, int group, float* prepared) {
     with_float(type, [&]<class T>(T*) { prepare_row(static_cast<const T*>(x), columns, group, prepared); });
-}
-
-inline vf load_some(const void* p, Float type, int64_t at, int64_t count) {
-    return with_float(type, [&]<class T>(T*) {
-        const T* values = static_cast<const T*>(p) + at;
-        return count >= kLanes ? load(values) : load_part(values, int(count));
-    });
 }
 
 #if defined(__AVX512VNNI__)
@@ -253,23 +310,6 @@ inline void product_row(const Coded& w, int64_t o, const Row* from, vf* out, int
                 shift[r] = fma(b, load(rows[r].sums + start + g), shift[r]);
             }
         }
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-        if constexpr (BITS == 4 && GROUP != 32)
-            if (columns % 128 == 0) {
-                const int64_t begin = start * GROUP / 128, count = here * GROUP / 128;
-                const auto add_at = [&](int64_t p, int chain) {
-                    const uint8_t* at = codes + (begin + p) * 64;
-                    _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
-                    const __m512i some = _mm512_loadu_si512(at);
-                    for (int r = 0; r < ROWS; r++)
-                        sums[r][chain] = add_pair<GROUP>(some, rows[r].pairs + (begin + p) * 256, factors[r], p, sums[r][chain]);
-                };
-                int64_t p = 0;
-                for (; p + 1 < count; p += 2) add_at(p, 0), add_at(p + 1, 1);
-                if (p < count) add_at(p, 0);
-                continue;
-            }
-#endif
         const int64_t first = start * GROUP / 64, rest = chunks - 1 - first;
         const int64_t count = rest < segment_chunks ? rest : segment_chunks;
         const uint8_t* at = codes + first * BITS * 8;
@@ -347,12 +387,20 @@ void product_of(const Coded& w, int64_t first, int64_t last, const float* prepar
                 int64_t stride) {
     Row rows[16];
     for (int64_t m = 0; m < count; m++) rows[m] = row_at(prepared, w.columns, w.group, m);
+    const auto each_row = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m, int64_t o, int64_t here, vf* totals) {
+        for (int64_t i = 0; i < here; i++) product_row<BITS, GROUP, ROWS>(w, o + i, rows + m, totals + i, kLanes);
+    };
     // A few activation rows pass sixteen rows of codes at a time, which stay in the first-level cache.
     for (int64_t o = first; o < last; o += kLanes) {
         const int64_t here = last - o < kLanes ? last - o : kLanes;
         const auto pass = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
             vf totals[ROWS * kLanes]{};
-            for (int64_t i = 0; i < here; i++) product_row<BITS, GROUP, ROWS>(w, o + i, rows + m, totals + i, kLanes);
+            if constexpr (kPairs && BITS == 4 && GROUP != 32) {
+                if (w.columns % 128 == 0) pair_block<GROUP, ROWS>(w, o, here, rows + m, totals);
+                else each_row(std::integral_constant<int, ROWS>{}, m, o, here, totals);
+            } else {
+                each_row(std::integral_constant<int, ROWS>{}, m, o, here, totals);
+            }
             for (int r = 0; r < ROWS; r++) put(sums_of(totals + r * kLanes), here, y, y_type, (m + r) * stride + o);
         };
         int64_t m = 0;

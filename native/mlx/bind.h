@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -20,8 +21,10 @@ void bind_attention(nanobind::module_& module);
 void bind_embedding(nanobind::module_& module);
 void bind_gates(nanobind::module_& module);
 void bind_loss(nanobind::module_& module);
+void bind_packed(nanobind::module_& module);
 void bind_pages(nanobind::module_& module);
 void bind_norm(nanobind::module_& module);
 void bind_rotary(nanobind::module_& module);
+void bind_step(nanobind::module_& module);
 
 }  // namespace optiq

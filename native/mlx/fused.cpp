@@ -3,51 +3,14 @@
 // A token passes some hundred products that take tens of microseconds each; one operation for those that belong together
 // quantizes the activations once and wakes the pool once.
 
-#include <algorithm>
-
-#include "core/pool.h"
-#include "core/scratch.h"
-#include "kernels/multiply.h"
 #include "mlx/bind.h"
-#include "mlx/op.h"
-#include "mlx/quantized.h"
+#include "mlx/products.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace optiq {
 namespace {
-
-// One coded weight as Python hands it over: codes, scales, biases, group size, bits.
-using Weight = std::tuple<mx::array, mx::array, mx::array, int, int>;
-
-// The rows of x as quantized().product wants them, once per group size.
-class Prepared {
-  public:
-    Prepared(const void* x, Float type, int64_t rows, int64_t columns, const std::vector<int>& groups)
-        : scratch_(bytes(rows, columns, groups)) {
-        float* next = scratch_.as<float>();
-        for (const int group : groups) {
-            if (at_[group / 64]) continue;
-            at_[group / 64] = next;
-            for (int64_t m = 0; m < rows; m++, next += prepared_floats(columns, group))
-                quantized().prepare(static_cast<const char*>(x) + m * columns * float_bytes(type), type, columns, group, next);
-        }
-    }
-
-    const float* operator[](int group) const { return at_[group / 64]; }
-
-  private:
-    static size_t bytes(int64_t rows, int64_t columns, const std::vector<int>& groups) {
-        int64_t floats = 0;
-        for (const int group : {32, 64, 128})
-            if (std::find(groups.begin(), groups.end(), group) != groups.end()) floats += rows * prepared_floats(columns, group);
-        return size_t(floats) * 4;
-    }
-
-    Scratch scratch_;
-    float* at_[3] = {};  // by group / 64: 32, 64, 128
-};
 
 // The weight whose three arrays begin at `at`.
 Coded coded_at(const Arrays& in, size_t at, int group, int bits) { return coded(in[at], in[at + 1], in[at + 2], group, bits); }
@@ -90,26 +53,9 @@ std::vector<mx::array> project(const mx::array& x, const std::vector<Weight>& we
     const auto run = [=](const Arrays& in, Arrays& out) {
         const Float type = float_of(in[0]);
         const Prepared prepared(data(in[0]), type, rows, in[0].shape(-1), groups);
-        struct Part {
-            Coded w;
-            void* y;
-            int64_t first_task;
-        };
-        std::vector<Part> parts;
-        int64_t tasks = 0;
-        for (size_t i = 0; i < groups.size(); i++) {
-            const Coded w = coded_at(in, 1 + 3 * i, groups[i], bits[i]);
-            parts.push_back({w, data(out[i]), tasks});
-            tasks += (w.rows + task_rows(w) - 1) / task_rows(w);
-        }
-        parallel(tasks, [&](int64_t task) {
-            size_t i = parts.size() - 1;
-            while (parts[i].first_task > task) i--;
-            const Part& part = parts[i];
-            const int64_t step = task_rows(part.w), first = (task - part.first_task) * step;
-            quantized().product(part.w, first, std::min(part.w.rows, first + step), prepared[part.w.group], rows, part.y, type,
-                                part.w.rows);
-        });
+        std::vector<Product> parts;
+        for (size_t i = 0; i < groups.size(); i++) parts.push_back({coded_at(in, 1 + 3 * i, groups[i], bits[i]), data(out[i]), type});
+        run_products(parts, prepared, rows);
     };
     const auto vjp = by_composition([=](const mx::array& x) {
         Arrays all;
@@ -134,23 +80,7 @@ mx::array mlp(const mx::array& x, const Weight& gate, const Weight& up, const We
     const auto run = [=](const Arrays& in, Arrays& out) {
         const Float type = float_of(in[0]);
         const Coded g = coded_at(in, 1, groups[0], bits[0]), u = coded_at(in, 4, groups[1], bits[1]), d = coded_at(in, 7, groups[2], bits[2]);
-        const Prepared prepared(data(in[0]), type, rows, in[0].shape(-1), {groups[0], groups[1]});
-        Scratch scratch(size_t(2 * rows * g.rows) * 4);
-        float *hidden = scratch.as<float>(), *other = hidden + rows * g.rows;
-        const int64_t step = task_rows(g) / 2 + 1;
-        parallel((g.rows + step - 1) / step, [&](int64_t task) {
-            const int64_t first = task * step, last = std::min(g.rows, first + step);
-            quantized().product(g, first, last, prepared[g.group], rows, hidden, Float::f32, g.rows);
-            quantized().product(u, first, last, prepared[u.group], rows, other, Float::f32, u.rows);
-            for (int64_t m = 0; m < rows; m++)
-                quantized().swiglu(hidden + m * g.rows + first, other + m * g.rows + first, last - first);
-        });
-        const Prepared middle(hidden, Float::f32, rows, d.columns, {d.group});
-        const int64_t down_step = task_rows(d);
-        parallel((d.rows + down_step - 1) / down_step, [&](int64_t task) {
-            quantized().product(d, task * down_step, std::min(d.rows, (task + 1) * down_step), middle[d.group], rows,
-                                data(out[0]), type, d.rows);
-        });
+        run_mlp(g, u, d, data(in[0]), type, rows, data(out[0]));
     };
     auto shape = x.shape();
     shape.back() = std::get<0>(down).shape(0);

@@ -38,6 +38,8 @@ NB_MODULE(_native, m) {
     optiq::bind_gates(m);
     optiq::bind_loss(m);
     optiq::bind_norm(m);
+    optiq::bind_packed(m);
     optiq::bind_pages(m);
     optiq::bind_rotary(m);
+    optiq::bind_step(m);
 }

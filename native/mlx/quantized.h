@@ -28,10 +28,13 @@ inline void check_coded(const mx::array& codes, const mx::array& scales, const m
     if (width != (transpose ? columns : codes.shape(-2))) throw std::invalid_argument("x does not fit the coded matrix");
 }
 
-constexpr int64_t kTaskBytes = 32 * 1024;  // of codes: a few microseconds of work
-
-// Weight rows per task, by the bytes of codes alone.
-inline int64_t task_rows(const Coded& w) { return std::max<int64_t>(1, kTaskBytes / w.row_bytes()); }
+// Weight rows per task, by shape alone. A task begins with memory that nobody has asked for yet, so it should be long; but each
+// thread should have several.
+inline int64_t task_rows(const Coded& w) {
+    constexpr int64_t kFewest = 8, kLeastBytes = 16 * 1024, kMostBytes = 256 * 1024;
+    const int64_t bytes = std::clamp(w.rows * w.row_bytes() / kFewest, kLeastBytes, kMostBytes);
+    return std::max<int64_t>(16, bytes / w.row_bytes() / 16 * 16);
+}
 
 // y = x Wᵀ, or x W where `transpose` is false; differentiable by x.
 mx::array quantized_matmul(const mx::array& x, const mx::array& codes, const mx::array& scales, const mx::array& biases,

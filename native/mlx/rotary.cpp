@@ -14,6 +14,13 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace optiq {
+
+std::vector<float> inverse_frequencies(double base, int64_t half) {
+    std::vector<float> inverse;
+    for (int64_t i = 0; i < half; i++) inverse.push_back(float(std::exp(-double(i) * std::log(base) / double(half))));
+    return inverse;
+}
+
 namespace {
 
 struct Rope {
@@ -25,12 +32,6 @@ struct Rope {
     int offset;                          // where offsets are no input
     bool has_offsets, has_frequencies;   // inputs 1 and then 2
 };
-
-std::vector<float> inverse_frequencies(double base, int64_t half) {
-    std::vector<float> inverse;
-    for (int64_t i = 0; i < half; i++) inverse.push_back(float(std::exp(-double(i) * std::log(base) / double(half))));
-    return inverse;
-}
 
 // The table of angles [offsets, L, half], cosines then sines.
 void run(const Rope& rope, const Arrays& in, Arrays& out) {

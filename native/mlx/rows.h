@@ -91,6 +91,9 @@ inline mx::Dtype float_type(const mx::array& x, const mx::array& y) {
 
 inline mx::array as(const mx::array& x, mx::Dtype type) { return x.dtype() == type ? x : mx::astype(x, type, cpu_stream()); }
 
+// 1 / base^(i / half) for i < half: the turn of each pair per position.
+std::vector<float> inverse_frequencies(double base, int64_t half);
+
 // The derivatives that were asked for, of all.
 inline Arrays choose(const Arrays& all, const std::vector<int>& argnums) {
     Arrays some;

@@ -24,15 +24,20 @@ Native forms: native/kernels/packed.h. `pack` and `attend` of the native kernels
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from optiq.kernels import rotation
+from optiq.kernels import native, rotation
+from optiq.kernels.attention import FEW_QUERIES, attention
 from optiq.kernels.codebook import Codebook
 
 Scaling = Literal["norm", "fit"]
+
+_TYPES = (mx.float32, mx.float16, mx.bfloat16)
+_WIDEST = 512  # kPackedWidth in native/kernels/packed.h
 
 
 class Packed(NamedTuple):
@@ -40,6 +45,13 @@ class Packed(NamedTuple):
 
     codes: mx.array
     scales: mx.array
+
+
+class _Factors(NamedTuple):
+    diagonal: mx.array
+    undo: mx.array
+    inverse: mx.array
+    mean: mx.array | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +72,21 @@ class Form:
     scaling: Scaling
     mean: mx.array | None = None
 
+    @cached_property
+    def native_book(self) -> Any:
+        """The codebook as native kernels take it."""
+        fast = native.module()
+        assert fast is not None
+        return fast.codebook(self.book.bits, self.book.levels, self.book.unit)
+
+    @cached_property
+    def factors(self) -> _Factors:
+        """The arrays as native kernels read them at once: float32 without gaps."""
+        one = [mx.contiguous(x.astype(mx.float32)) for x in (self.diagonal, self.undo, 1.0 / self.diagonal)]
+        mean = None if self.mean is None else mx.contiguous(self.mean.astype(mx.float32))
+        mx.eval(one, [] if mean is None else mean)
+        return _Factors(*one, mean)
+
 
 def packed_bytes(width: int, bits: int) -> int:
     """Bytes of one packed vector, its scale included."""
@@ -68,7 +95,10 @@ def packed_bytes(width: int, bits: int) -> int:
 
 def pack(x: mx.array, form: Form) -> Packed:
     """Pack vectors x [B, G, L, D] of any float type: codes uint8 [B, G, L, D bits / 8], scales bfloat16 [B, G, L]."""
-    return pack_reference(x, form)
+    fast = _native(x)
+    if fast is None:
+        return pack_reference(x, form)
+    return Packed(*fast.pack(x, form.factors.diagonal, form.native_book, form.scaling == "fit"))
 
 
 def store(buffer: Packed, start: int, x: mx.array, form: Form) -> Packed:
@@ -76,15 +106,22 @@ def store(buffer: Packed, start: int, x: mx.array, form: Form) -> Packed:
 
     The buffer belongs to the caller alone and is used up: native kernels write where it lies.
     """
-    found, end = pack(x, form), start + x.shape[2]
-    codes, scales = buffer
-    codes[:, :, start:end], scales[:, :, start:end] = found
-    return Packed(codes, scales)
+    fast = _native(x)
+    if fast is None:
+        found, end = pack_reference(x, form), start + x.shape[2]
+        codes, scales = buffer
+        codes[:, :, start:end], scales[:, :, start:end] = found
+        return Packed(codes, scales)
+    return Packed(*fast.store(*buffer, x, form.factors.diagonal, start, form.native_book, form.scaling == "fit"))
 
 
 def unpack(packed: Packed, form: Form, dtype: mx.Dtype = mx.float32) -> mx.array:
     """The vectors [B, G, P, D] themselves; values with their mean, keys without."""
-    return unpack_reference(packed, form, dtype)
+    fast = _native(form.diagonal)
+    if fast is None or dtype not in _TYPES or not packed.scales.size:
+        return unpack_reference(packed, form, dtype)
+    found: mx.array = fast.unpack(*packed, form.factors.inverse, form.native_book, form.factors.mean, None, dtype)
+    return found
 
 
 def attend(
@@ -100,8 +137,31 @@ def attend(
     starts: mx.array | None = None,
     mask: mx.array | None = None,
 ) -> mx.array:
-    """Attention over packed tokens, then full-precision ones; arguments and result as `attend_reference`."""
-    return attend_reference(q, keys, values, k, v, key_form, value_form, scale=scale, starts=starts, mask=mask)
+    """Attention over packed tokens, then full-precision ones; arguments and result as `attend_reference`.
+
+    Up to `FEW_QUERIES` queries a native kernel computes with the codes themselves and gives a row the same bits whatever else
+    is in the batch. More queries meet unpacked keys and values in the type of q, of this one layer and for this one call.
+    """
+    fast = _native(q)
+    if fast is None or (mask is not None and mask.dtype != mx.bool_):
+        return attend_reference(q, keys, values, k, v, key_form, value_form, scale=scale, starts=starts, mask=mask)
+    k, v = (x if x.dtype == q.dtype else x.astype(q.dtype) for x in (k, v))
+    ours, theirs = key_form.factors, value_form.factors
+    if q.shape[2] <= FEW_QUERIES:
+        books = key_form.native_book, value_form.native_book
+        found: mx.array = fast.attend(q, k, v, keys, values, ours.undo, theirs.undo, *books, scale, theirs.mean, starts, mask)
+        return found
+    if mask is None and starts is not None:
+        mask = seen(q.shape[0], q.shape[2], keys.scales.shape[2], k.shape[2], starts)
+    k = fast.unpack(*keys, ours.undo, key_form.native_book, None, k, q.dtype)
+    v = fast.unpack(*values, theirs.undo, value_form.native_book, theirs.mean, v, q.dtype)
+    return attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
+
+
+def _native(x: mx.array) -> Any:
+    """The extension where it is in use and takes vectors such as x."""
+    width = x.shape[-1]
+    return native.module() if x.dtype in _TYPES and width <= _WIDEST and width % 8 == 0 and x.size else None
 
 
 def pack_reference(x: mx.array, form: Form) -> Packed:
@@ -186,20 +246,23 @@ def seen(batch: int, length: int, old: int, new: int, starts: mx.array | None = 
     position = mx.arange(old + new)
     causal = position[None] <= mx.arange(old + new - length, old + new)[:, None]
     first = mx.zeros((batch,), mx.int32) if starts is None else starts
-    return causal[None, None] & ((position[None] >= first[:, None]) | (position[None] >= old))[:, None, None]
+    allowed: mx.array = causal[None, None] & ((position[None] >= first[:, None]) | (position[None] >= old))[:, None, None]
+    return allowed
 
 
 def pack_bits(index: mx.array, bits: int) -> mx.array:
     """Codes uint8 [..., D] below 2^bits as a little-endian bit stream, uint8 [..., D bits / 8]; D a multiple of 8."""
-    groups = index.reshape(*index.shape[:-1], -1, 8).astype(mx.uint64)
+    rows, width = index.shape[:-1], index.shape[-1]
+    groups = index.reshape(*rows, width // 8, 8).astype(mx.uint64)
     word = (groups << mx.array(np.arange(8) * bits, mx.uint64)).sum(-1)
     parts = (word[..., None] >> mx.array(np.arange(bits) * 8, mx.uint64)) & 255
-    return parts.astype(mx.uint8).reshape(*index.shape[:-1], -1)
+    return parts.astype(mx.uint8).reshape(*rows, width * bits // 8)
 
 
 def unpack_bits(codes: mx.array, bits: int) -> mx.array:
     """The inverse of `pack_bits`."""
-    parts = codes.reshape(*codes.shape[:-1], -1, bits).astype(mx.uint64)
+    rows, groups = codes.shape[:-1], codes.shape[-1] // bits
+    parts = codes.reshape(*rows, groups, bits).astype(mx.uint64)
     word = (parts << mx.array(np.arange(bits) * 8, mx.uint64)).sum(-1)
     index = (word[..., None] >> mx.array(np.arange(8) * bits, mx.uint64)) & (2**bits - 1)
-    return index.astype(mx.uint8).reshape(*codes.shape[:-1], -1)
+    return index.astype(mx.uint8).reshape(*rows, groups * 8)

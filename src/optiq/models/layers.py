@@ -10,7 +10,7 @@ Attention, the gated delta rule and the activations are functions, not layers: s
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -23,7 +23,7 @@ from optiq.kernels.dense import dense, gather_mm
 from optiq.kernels.embedding import embedding
 from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmul
 from optiq.kernels.rotary import rope
-from optiq.models import arch
+from optiq.models import arch, steps
 
 
 class QuantizedLinear:
@@ -200,24 +200,42 @@ class GatedAttention:
         values = values.reshape(B, L, G, D).transpose(0, 2, 1, 3)
         offset = 0 if cache is None else cache.offset
         queries, keys = self.rope(queries, offset=offset), self.rope(keys, offset=offset)
-        if cache is not None:
-            keys, values = cache.update_and_fetch(keys, values)
-        y = arch.shared("base").scaled_dot_product_attention(queries, keys, values, cache=cache, scale=self.scale, mask=mask)
+        y = _attend(queries, keys, values, mask=mask, cache=cache, scale=self.scale)
         y = y.transpose(0, 2, 1, 3).reshape(B, L, -1)
         return self.o_proj(gates.sigmoid_gate(y, gate.reshape(B, L, -1)))
 
 
 class DecoderLayer:
-    """Qwen3.5's block: the stock code with the first residual and the second norm as one operation."""
+    """Qwen3.5's block: one or two operations for the few rows of a decoding step; else the stock code with the first residual
+    and the second norm as one operation."""
 
     fits = Linear.fits
 
     def __call__(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         """x [B, L, E]; the block's output [B, L, E]."""
+        if prod(x.shape[:-1]) <= steps.FEW_ROWS:
+            y = DecoderLayer._step(self, x, mask, cache)
+            if y is not None:
+                return y
         mixer = self.linear_attn if self.is_linear else self.self_attn
         second = self.post_attention_layernorm
         h, normed = norm.add_rms_norm(x, mixer(self.input_layernorm(x), mask, cache), second["weight"], second.eps)
         return h + self.mlp(normed)
+
+    def _step(self: Any, x: mx.array, mask: Any, cache: Any) -> mx.array | None:
+        if self.is_linear:
+            return steps.linear(self, x, cache, _codes_alone) if mask is None else None
+        if not isinstance(self.self_attn["rope"], nn.RoPE):
+            return None
+        return steps.attention(self, x, cache, _codes_alone, partial(_attend, mask=mask, cache=cache, scale=self.self_attn.scale))
+
+
+def _attend(q: mx.array, k: mx.array, v: mx.array, *, mask: Any, cache: Any, scale: float) -> mx.array:
+    """The attention of mlx-lm's layers between their projections: the cache takes keys and values in."""
+    if cache is not None:
+        k, v = cache.update_and_fetch(k, v)
+    y: mx.array = arch.shared("base").scaled_dot_product_attention(q, k, v, cache=cache, scale=scale, mask=mask)
+    return y
 
 
 def projections(x: mx.array, layers: list[Any]) -> list[mx.array]:

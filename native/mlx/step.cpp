@@ -1,0 +1,351 @@
+// A layer of Qwen3.5 for the few rows of a decoding step: one operation, or, around its attention, two.
+//
+// The arithmetic and the places where it rounds are those of the single operations, so the bits are the same; what is saved is
+// some twenty nodes of the graph per layer, each a walk through MLX's scheduler, and the pool's waiting between them.
+//
+//     linear   h = x + mixer(norm(x)) W_out         y = h + mlp(norm(h))
+//     enter    q, gate, k, v = norm(x) W            q, k = rope(norm(q)), rope(norm(k))
+//     leave    h = x + (o sigmoid(gate)) W_o        y = h + mlp(norm(h))
+
+#include <cmath>
+#include <variant>
+
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/variant.h>
+
+#include "kernels/delta.h"
+#include "kernels/gates.h"
+#include "kernels/norm.h"
+#include "kernels/rotary.h"
+#include "kernels/sums.h"
+#include "mlx/bind.h"
+#include "mlx/delta.h"
+#include "mlx/products.h"
+#include "mlx/rows.h"
+#include "mlx/view.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace optiq {
+namespace {
+
+using Found = std::optional<std::vector<mx::array>>;
+
+Coded view(const Weight& weight) {
+    const auto& [codes, scales, biases, group, bits] = weight;
+    return coded(codes, scales, biases, group, bits);
+}
+
+// Computed and without gaps: a layer reads its weights outside of any graph.
+mx::array held(const mx::array& x) {
+    mx::array found = mx::contiguous(x, false, cpu_stream());
+    found.eval();
+    return found;
+}
+
+Weight held(const Weight& weight) {
+    const auto& [codes, scales, biases, group, bits] = weight;
+    return {held(codes), held(scales), held(biases), group, bits};
+}
+
+std::vector<Weight> held(const std::vector<Weight>& weights) {
+    std::vector<Weight> all;
+    for (const auto& weight : weights) all.push_back(held(weight));
+    return all;
+}
+
+// Memory of a step, cut into parts at cache lines.
+class Parts {
+  public:
+    explicit Parts(size_t bytes) : scratch_(bytes + 64 * kMost), at_(scratch_.as<char>()) {}
+
+    char* take(size_t bytes) {
+        char* mine = at_;
+        at_ += (bytes + 63) / 64 * 64;
+        return mine;
+    }
+
+  private:
+    static constexpr size_t kMost = 16;
+    Scratch scratch_;
+    char* at_;
+};
+
+// What every layer has: two norms and a gated MLP.
+struct Block {
+    mx::array first, second;  // [E]
+    float eps;
+    Weight gate, up, down;
+
+    int64_t width() const { return first.shape(0); }
+
+    // Whether x [B, L, E] is for this form: few rows, one type throughout, and nobody who traces a derivative.
+    bool fits(const mx::array& x) const {
+        return x.ndim() == 3 && x.shape(2) == width() && x.size() > 0 && int64_t(x.shape(0)) * x.shape(1) <= kFewRows &&
+               x.dtype() == first.dtype() && x.dtype() == second.dtype() && !x.is_tracer();
+    }
+
+    void before(const void* x, Float type, int64_t rows, char* normed) const {
+        const int64_t bytes = width() * float_bytes(type);
+        for (int64_t m = 0; m < rows; m++)
+            norm().rms(static_cast<const char*>(x) + m * bytes, nullptr, data(first), nullptr, width(), eps, type, nullptr, normed + m * bytes);
+    }
+
+    // y = h + mlp(norm(h)), h = x + r.
+    void after(const void* x, const void* r, Float type, int64_t rows, void* y) const {
+        const int64_t bytes = width() * float_bytes(type);
+        Parts parts(size_t(3 * rows * bytes + rows * width() * 4));
+        char *h = parts.take(rows * bytes), *normed = parts.take(rows * bytes), *m = parts.take(rows * bytes);
+        float* total = reinterpret_cast<float*>(parts.take(rows * width() * 4));
+        for (int64_t i = 0; i < rows; i++)
+            norm().rms(static_cast<const char*>(x) + i * bytes, static_cast<const char*>(r) + i * bytes, data(second), nullptr, width(),
+                       eps, type, h + i * bytes, normed + i * bytes);
+        run_mlp(view(gate), view(up), view(down), normed, type, rows, m);
+        std::memset(total, 0, size_t(rows * width()) * 4);
+        sums().add(h, rows * width(), type, total);
+        sums().add(m, rows * width(), type, total);
+        sums().convert(total, rows * width(), type, y);
+    }
+};
+
+void check_block(const Block& block) {
+    const int64_t width = block.width();
+    for (const auto* weight : {&block.gate, &block.up, &block.down}) {
+        const auto& [codes, scales, biases, group, bits] = *weight;
+        check_coded(codes, scales, biases, group, bits, weight == &block.down ? std::get<0>(block.gate).shape(0) : width, true);
+    }
+    if (std::get<0>(block.gate).shape(0) != std::get<0>(block.up).shape(0) || std::get<0>(block.down).shape(0) != width ||
+        block.second.shape() != block.first.shape())
+        throw std::invalid_argument("the parts of the layer do not fit each other");
+}
+
+void check_weight(const Weight& weight, int64_t rows, int64_t columns) {
+    const auto& [codes, scales, biases, group, bits] = weight;
+    check_coded(codes, scales, biases, group, bits, columns, true);
+    if (codes.shape(0) != rows) throw std::invalid_argument("the parts of the layer do not fit each other");
+}
+
+// A layer of Gated DeltaNet. `in`: qkv, z, a, b.
+class LinearLayer {
+  public:
+    LinearLayer(Block block, std::vector<Weight> in, Weight out, mx::array taps, const mx::array& a_log, const mx::array& dt_bias,
+                const mx::array& norm, int key_heads, int key_dim, float eps)
+        : block_(std::move(block)), in_(std::move(in)), out_(std::move(out)), taps_(std::move(taps)), kept_{a_log, dt_bias, norm},
+          a_log_(kept_[0]), dt_bias_(kept_[1]), norm_(kept_[2]), eps_(eps) {
+        check_block(block_);
+        shape_ = {0, 0, key_heads, int64_t(a_log.size()), key_dim, int64_t(norm.size())};
+        const int64_t values = shape_.Hv * shape_.Dv, width = block_.width();
+        if (in_.size() != 4 || taps_.ndim() < 2 || taps_.shape(0) != channels() || taps_.shape(1) > kMaxTaps ||
+            int64_t(taps_.size()) != channels() * taps_.shape(1) || shape_.Hv % key_heads || int64_t(dt_bias.size()) != shape_.Hv)
+            throw std::invalid_argument("the parts of the layer do not fit each other");
+        const int64_t rows[4] = {channels(), values, shape_.Hv, shape_.Hv};
+        for (int i = 0; i < 4; i++) check_weight(in_[size_t(i)], rows[i], width);
+        check_weight(out_, width, values);
+    }
+
+    // y [B, L, E], the new tail and the new state; nothing where this form does not fit. tail [B, K - 1, C], state [B, Hv, Dv, Dk].
+    static Found run(std::shared_ptr<LinearLayer> layer, const mx::array& x, const mx::array& tail, const mx::array& state) {
+        const DeltaShape& s = layer->shape_;
+        const int B = x.shape(0), K = layer->taps_.shape(1);
+        if (!layer->block_.fits(x) || tail.dtype() != x.dtype() || state.dtype() != mx::float32 || tail.is_tracer() || state.is_tracer() ||
+            tail.shape() != mx::Shape{B, K - 1, int(layer->channels())} ||
+            state.shape() != mx::Shape{B, int(s.Hv), int(s.Dv), int(s.Dk)})
+            return {};
+        const auto run = [layer](const Arrays& in, Arrays& out) { layer->compute(in, out); };
+        auto op = std::make_shared<Op>(cpu_stream(), "OptiqLinearLayer", run, Op::Vjp{}, Reuse{2, 2});
+        return make({x.shape(), tail.shape(), state.shape()}, {x.dtype(), x.dtype(), mx::float32}, op,
+                    {dense(x), dense(tail), dense(state)});
+    }
+
+  private:
+    int64_t channels() const { return 2 * shape_.Hk * shape_.Dk + shape_.Hv * shape_.Dv; }
+
+    void compute(const Arrays& in, Arrays& out) const {
+        const int64_t B = in[0].shape(0), L = in[0].shape(1), M = B * L, E = block_.width(), C = channels(), V = shape_.Hv * shape_.Dv;
+        const Float type = float_of(in[0]);
+        const int64_t item = float_bytes(type);
+        Parts parts(size_t(M * item) * size_t(2 * E + C + 2 * V + 2 * shape_.Hv));
+        char *normed = parts.take(M * E * item), *qkv = parts.take(M * C * item), *z = parts.take(M * V * item);
+        char *a = parts.take(M * shape_.Hv * item), *b = parts.take(M * shape_.Hv * item), *y = parts.take(M * V * item);
+        char* r = parts.take(M * E * item);
+        block_.before(data(in[0]), type, M, normed);
+        std::vector<int> groups;
+        std::vector<Product> products;
+        char* const to[4] = {qkv, z, a, b};
+        for (size_t i = 0; i < 4; i++) {
+            products.push_back({view(in_[i]), to[i], type});
+            groups.push_back(products.back().w.group);
+        }
+        run_products(products, Prepared(normed, type, M, E, groups), M);
+        mix(in, out, B, L, type, qkv, z, a, b, y);
+        const Coded w = view(out_);
+        run_products({{w, r, type}}, Prepared(y, type, M, V, {w.group}), M);
+        block_.after(data(in[0]), r, type, M, data(out[0]));
+    }
+
+    void mix(const Arrays& in, Arrays& out, int64_t B, int64_t L, Float type, char* qkv, char* z, char* a, char* b, char* y) const {
+        const auto tokens = [&](const void* start, int64_t count, int64_t channels) { return Tokens{start, type, count * channels, channels}; };
+        Mixer m;
+        m.shape = shape_;
+        m.shape.B = B, m.shape.L = L;
+        m.taps_count = taps_.shape(1);
+        m.eps = eps_;
+        m.qkv = tokens(qkv, L, channels()), m.z = tokens(z, L, shape_.Hv * shape_.Dv);
+        m.a = tokens(a, L, shape_.Hv), m.b = tokens(b, L, shape_.Hv);
+        m.tail = tokens(data(in[1]), m.taps_count - 1, channels());
+        const Dense taps(taps_);
+        m.taps = taps.start(), m.taps_type = float_of(taps_);
+        m.a_log = a_log_.start(), m.dt_bias = dt_bias_.start(), m.norm = norm_.start();
+        m.state = data<float>(in[2]);
+        m.y = y, m.new_tail = data(out[1]), m.new_state = data<float>(out[2]);
+        const size_t bytes = size_t(delta().mix_floats(m)) * sizeof(float);
+        parallel(B * shape_.Hk, [&](int64_t task) {
+            Scratch scratch(bytes);
+            delta().mix(m, task / shape_.Hk, task % shape_.Hk, scratch.as<float>());
+        });
+    }
+
+    Block block_;
+    std::vector<Weight> in_;
+    Weight out_;
+    mx::array taps_;
+    Arrays kept_;  // what the views after it may look into
+    Floats a_log_, dt_bias_, norm_;
+    float eps_;
+    DeltaShape shape_{};
+};
+
+// A layer of gated full attention. `in`: queries and gates side by side per head, keys, values.
+class AttentionLayer {
+  public:
+    AttentionLayer(Block block, std::vector<Weight> in, Weight out, mx::array q_norm, mx::array k_norm, float eps, int dims, float base,
+                   float scale)
+        : block_(std::move(block)), in_(std::move(in)), out_(std::move(out)), q_norm_(std::move(q_norm)), k_norm_(std::move(k_norm)),
+          eps_(eps), scale_(scale) {
+        check_block(block_);
+        D_ = q_norm_.shape(0);
+        if (in_.size() != 3 || k_norm_.shape(0) != D_ || dims <= 0 || dims % 2 || dims > D_ || std::get<0>(in_[0]).shape(0) % (2 * D_) ||
+            std::get<0>(in_[1]).shape(0) % D_)
+            throw std::invalid_argument("the parts of the layer do not fit each other");
+        H_ = std::get<0>(in_[0]).shape(0) / (2 * D_), G_ = std::get<0>(in_[1]).shape(0) / D_;
+        const int64_t rows[3] = {2 * H_ * D_, G_ * D_, G_ * D_};
+        for (int i = 0; i < 3; i++) check_weight(in_[size_t(i)], rows[i], block_.width());
+        check_weight(out_, block_.width(), H_ * D_);
+        inverse_ = inverse_frequencies(base, dims / 2);
+    }
+
+    // q [B, H, L, D], k and v [B, G, L, D], gate [B, L, H D]; nothing where this form does not fit.
+    static Found enter(std::shared_ptr<AttentionLayer> layer, const mx::array& x, const std::variant<int, mx::array>& offset) {
+        const bool one = layer->q_norm_.dtype() == x.dtype() && layer->k_norm_.dtype() == x.dtype();
+        if (!layer->block_.fits(x) || !one) return {};
+        Arrays inputs{dense(x)};
+        int start = 0;
+        if (const auto* number = std::get_if<int>(&offset)) {
+            start = *number;
+        } else {
+            const auto& offsets = std::get<mx::array>(offset);
+            if (offsets.ndim() > 1 || (offsets.size() != 1 && int64_t(offsets.size()) != x.shape(0))) return {};
+            inputs.push_back(dense(offsets, mx::int32));
+        }
+        const int B = x.shape(0), L = x.shape(1), H = int(layer->H_), G = int(layer->G_), D = int(layer->D_);
+        const auto run = [layer, start](const Arrays& in, Arrays& out) { layer->compute(in, out, start); };
+        const auto type = x.dtype();
+        return make({{B, H, L, D}, {B, G, L, D}, {B, G, L, D}, {B, L, H * D}}, {type, type, type, type},
+                    std::make_shared<Op>(cpu_stream(), "OptiqEnterAttention", run), std::move(inputs));
+    }
+
+    // y [B, L, E] from o [B, H, L, D], x and gate as `enter` gave it.
+    static Found leave(std::shared_ptr<AttentionLayer> layer, const mx::array& x, const mx::array& o, const mx::array& gate) {
+        if (!layer->block_.fits(x) || o.dtype() != x.dtype() || gate.dtype() != x.dtype() ||
+            o.shape() != mx::Shape{x.shape(0), int(layer->H_), x.shape(1), int(layer->D_)})
+            return {};
+        const auto run = [layer](const Arrays& in, Arrays& out) { layer->finish(in, out); };
+        return make({x.shape()}, {x.dtype()}, std::make_shared<Op>(cpu_stream(), "OptiqLeaveAttention", run),
+                    {dense(x), dense(o), dense(gate)});
+    }
+
+  private:
+    void compute(const Arrays& in, Arrays& out, int start) const {
+        const int64_t B = in[0].shape(0), L = in[0].shape(1), M = B * L, E = block_.width(), half = int64_t(inverse_.size());
+        const Float type = float_of(in[0]);
+        const int64_t item = float_bytes(type), head = D_ * item;
+        Parts parts(size_t(M * item) * size_t(E + 2 * H_ * D_ + 2 * G_ * D_) + size_t(M * half * 8 + 2 * head));
+        char *normed = parts.take(M * E * item), *both = parts.take(M * 2 * H_ * head), *k = parts.take(M * G_ * head);
+        char *v = parts.take(M * G_ * head), *turning = parts.take(head);
+        float *cosine = reinterpret_cast<float*>(parts.take(M * half * 4)), *sine = reinterpret_cast<float*>(parts.take(M * half * 4));
+        block_.before(data(in[0]), type, M, normed);
+        const std::vector<Product> products{{view(in_[0]), both, type}, {view(in_[1]), k, type}, {view(in_[2]), v, type}};
+        run_products(products, Prepared(normed, type, M, E, {products[0].w.group, products[1].w.group, products[2].w.group}), M);
+        const auto turn = [&](const char* from, const mx::array& weight, int64_t m, char* to) {
+            norm().rms(from, nullptr, data(weight), nullptr, D_, eps_, type, nullptr, turning);
+            rotary().rotate(turning, cosine + m * half, sine + m * half, half, D_, false, type, to);
+        };
+        for (int64_t m = 0; m < M; m++) {
+            const int64_t b = m / L, l = m % L;
+            const int first = in.size() > 1 ? data<int32_t>(in[1])[in[1].size() > 1 ? b : 0] : start;
+            rotary().angles((float(l) + float(first)) * scale_, inverse_.data(), half, 1.f, cosine + m * half, sine + m * half);
+            for (int64_t h = 0; h < H_; h++) {
+                const char* from = both + (m * H_ + h) * 2 * head;
+                turn(from, q_norm_, m, data<char>(out[0]) + ((b * H_ + h) * L + l) * head);
+                std::memcpy(data<char>(out[3]) + (m * H_ + h) * head, from + head, size_t(head));
+            }
+            for (int64_t g = 0; g < G_; g++) {
+                turn(k + (m * G_ + g) * head, k_norm_, m, data<char>(out[1]) + ((b * G_ + g) * L + l) * head);
+                std::memcpy(data<char>(out[2]) + ((b * G_ + g) * L + l) * head, v + (m * G_ + g) * head, size_t(head));
+            }
+        }
+    }
+
+    void finish(const Arrays& in, Arrays& out) const {
+        const int64_t B = in[0].shape(0), L = in[0].shape(1), M = B * L, E = block_.width();
+        const Float type = float_of(in[0]);
+        const int64_t item = float_bytes(type), head = D_ * item;
+        Parts parts(size_t(M * item) * size_t(H_ * D_ + E));
+        char *gated = parts.take(M * H_ * head), *r = parts.take(M * E * item);
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t h = 0; h < H_; h++)
+                gates().forward(Gate::sigmoid, data<char>(in[2]) + (m * H_ + h) * head,
+                                data<char>(in[1]) + ((m / L * H_ + h) * L + m % L) * head, D_, type, gated + (m * H_ + h) * head);
+        const Coded w = view(out_);
+        run_products({{w, r, type}}, Prepared(gated, type, M, H_ * D_, {w.group}), M);
+        block_.after(data(in[0]), r, type, M, data(out[0]));
+    }
+
+    Block block_;
+    std::vector<Weight> in_;
+    Weight out_;
+    mx::array q_norm_, k_norm_;
+    float eps_, scale_;
+    int64_t H_ = 0, G_ = 0, D_ = 0;
+    std::vector<float> inverse_;
+};
+
+Block block_of(mx::array first, mx::array second, float eps, const std::vector<Weight>& mlp) {
+    if (mlp.size() != 3) throw std::invalid_argument("an MLP has three weights");
+    return {held(first), held(second), eps, held(mlp[0]), held(mlp[1]), held(mlp[2])};
+}
+
+}  // namespace
+
+void bind_step(nb::module_& m) {
+    nb::class_<LinearLayer>(m, "LinearLayer", "A Gated DeltaNet layer for at most 16 rows; holds its weights.");
+    nb::class_<AttentionLayer>(m, "AttentionLayer", "A gated attention layer for at most 16 rows; holds its weights.");
+    m.def("linear_layer", [](mx::array first, mx::array second, float eps, const std::vector<Weight>& mlp, std::vector<Weight> in, Weight out,
+                             mx::array taps, const mx::array& a_log, const mx::array& dt_bias, const mx::array& norm, int key_heads,
+                             int key_dim, float mixer_eps) {
+        return std::make_shared<LinearLayer>(block_of(first, second, eps, mlp), held(in), held(out), held(taps), held(a_log), held(dt_bias), held(norm),
+                                             key_heads, key_dim, mixer_eps);
+    });
+    m.def("attention_layer", [](mx::array first, mx::array second, float eps, const std::vector<Weight>& mlp, std::vector<Weight> in,
+                                Weight out, mx::array q_norm, mx::array k_norm, float head_eps, int dims, float base, float scale) {
+        return std::make_shared<AttentionLayer>(block_of(first, second, eps, mlp), held(in), held(out), held(q_norm), held(k_norm), head_eps,
+                                                dims, base, scale);
+    });
+    m.def("run_linear_layer", &LinearLayer::run, "layer"_a, "x"_a, "tail"_a, "state"_a,
+          "(y, tail, state), or None where this form does not fit.");
+    m.def("enter_attention", &AttentionLayer::enter, "layer"_a, "x"_a, "offset"_a, "(q, k, v, gate), or None where this form does not fit.");
+    m.def("leave_attention", &AttentionLayer::leave, "layer"_a, "x"_a, "o"_a, "gate"_a, "(y,), or None where this form does not fit.");
+}
+
+}  // namespace optiq
