@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-bits", type=float, default=5.0, metavar="B", help="mean bits per value (default: %(default)s)")
     parser.add_argument("--candidate-bits", default="4,8", metavar="LIST", help="widths to choose from (default: %(default)s)")
     parser.add_argument(
-        "--n-samples", type=int, metavar="N", help="rows of calibration text (default: as many as make 8192 tokens)"
+        "--n-samples", type=int, metavar="N", help="rows of calibration text (default: 1 to 4, fewer for larger models)"
     )
     parser.add_argument(
         "--seq-len",

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from optiq.kernels import attention
-from optiq.kv.columns import LEAST_FOR_MEAN, PACK_STEP
+from optiq.kv.columns import LEAST_FOR_MEAN, pack_step
 from optiq.kv.places import Places, causal
 from optiq.kv.recipe import Recipe
 from optiq.kv.rows import NONE, Rows, Statistics, key_rows, value_rows
@@ -93,7 +93,7 @@ class SimulatedCache:
         if mean is not None:
             return (wide - mean[:, None]).astype(keys.dtype)
         still, sinks = self.layer.rotary, 0 if self.layer.window else recipe.sinks
-        held = sinks + recipe.tail + PACK_STEP if recipe.tail else sinks + 1
+        held = sinks + recipe.tail + pack_step(recipe) if recipe.tail else sinks + 1
         if not recipe.centred or still is None or held > keys.shape[2] or held - sinks < LEAST_FOR_MEAN:
             return keys
         found = wide[:, :, sinks:held].mean(2, keepdims=True)
@@ -124,7 +124,7 @@ def packed_counts(recipe: Recipe, length: int, sinks: int) -> np.ndarray:
     for token in range(length):
         if recipe.tail:
             due = token - packed - sinks - recipe.tail
-            packed += due if due >= PACK_STEP else 0
+            packed += due if due >= pack_step(recipe) else 0
         else:
             packed = max(0, token + 1 - sinks)
         found[token] = packed

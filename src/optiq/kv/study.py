@@ -32,7 +32,8 @@ from optiq.models.parts import Parts
 from optiq.plan.types import Plan
 
 SENSITIVITY = "kv_sensitivity.json"
-TOKENS = 8192  # measured where --n-samples does not say: on a small CPU minutes, not hours
+MOST_SAMPLES = 4
+SAMPLE_BYTES = 2e12  # weight bytes x tokens that are read where --n-samples does not say: minutes on a small CPU
 TIMED = 128  # tokens of the pass that the expected time comes from
 DEFAULT_BITS = (4, 8)
 
@@ -46,7 +47,7 @@ class Settings:
         output: directory of the files.
         target_bits: mean width over all keys and values.
         candidate_bits: widths to choose from.
-        samples: rows of text; None for as many as make `TOKENS` tokens.
+        samples: rows of text; None for `default_samples`.
         length: tokens per row; less where the model's context is shorter.
         group_size: scheme affine: values per scale.
         scheme: one of `recipe.SCHEMES`.
@@ -96,18 +97,19 @@ def run(settings: Settings, events: Events = QUIET) -> Study:
     path = resolve(settings.model, events=events)
     checkpoint = Checkpoint.open(path)
     model, _ = load_modules(path)
-    layers = attach.layers(model)
-    text = rows(checkpoint, settings.length, settings.samples or max(1, TOKENS // settings.length), events=events)
+    attach.layers(model)
+    text = rows(checkpoint, settings.length, settings.samples or default_samples(model, settings.length), events=events)
     for note in text.notes:
         events.info(note.replace("mixed: ", "text: "))
     base = sensitivity.base_recipe(settings.scheme, settings.candidate_bits, settings.group_size)
+    dtype, weights = cache_dtype(model), weight_bytes(model)
     with Parts(model) as parts:
-        dtype = cache_dtype(model)
-        announce(parts, settings, text, events)
+        announce(parts, settings, text, weights, events)
         moments = sensitivity.gather(parts, text.ids, dtype, events)
         known: dict[int, Statistics] = {}
         if base.centred:
-            known = {layer.index: moments[layer.index].statistics(layer) for layer in layers}
+            bits = min(settings.candidate_bits)
+            known = sensitivity.choose_statistics(parts, text.ids[0], base, bits, moments, dtype, events)
         found = sensitivity.measure(parts, text.ids, base, settings.candidate_bits, moments, known, dtype, events)
         plan, recipes = allocation.solve(found, base, settings.target_bits)
         with events.stage("the plan's divergence", 2, "passes") as stage:
@@ -146,13 +148,23 @@ def check(settings: Settings) -> None:
         raise InputError(f"{settings.output / there[0]} exists already; choose another -o, or pass --overwrite to replace it")
 
 
+def default_samples(model: Any, length: int) -> int:
+    """How many rows are measured: as many as `SAMPLE_BYTES` allow, from 1 to `MOST_SAMPLES`."""
+    return max(1, min(MOST_SAMPLES, int(SAMPLE_BYTES / (weight_bytes(model) * length))))
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all weights."""
+    return sum(int(value.nbytes) for _, value in tree_flatten(model.parameters()))
+
+
 def cache_dtype(model: Any) -> mx.Dtype:
     """The type in which a model's caches keep full-precision tokens: that of its 16-bit weights, float32 where there are none."""
     kinds = {value.dtype for _, value in tree_flatten(model.parameters())}
     return next((kind for kind in (mx.bfloat16, mx.float16) if kind in kinds), mx.float32)
 
 
-def announce(parts: Parts, settings: Settings, text: Tokens, events: Events) -> None:
+def announce(parts: Parts, settings: Settings, text: Tokens, weights: int, events: Events) -> None:
     """Say how long it will take, and how much memory."""
     ids = mx.array(text.ids[:1, :TIMED])
     seconds = 0.0
@@ -161,16 +173,16 @@ def announce(parts: Parts, settings: Settings, text: Tokens, events: Events) -> 
         parts.forward(ids, make_caches(parts, mx.float32, {}), parts.depth)
         seconds = (time.perf_counter() - start) / ids.shape[1]
     depth = max(parts.depth, 1)
-    probes = sum((depth - parts.first(layer.index)) / depth for layer in parts.layers) * 2 * len(settings.candidate_bits)
+    passes = sum((depth - parts.first(layer.index)) / depth for layer in parts.layers)
     count, length = text.ids.shape
-    weights = sum(int(value.nbytes) for _, value in tree_flatten(parts.model.parameters()))
+    probes = 2 * len(settings.candidate_bits) * count + (5 if settings.scheme == "best" else 0)
     vocabulary = sensitivity.vocabulary(parts)
     logits = 4 * vocabulary * len(sensitivity.probe_positions(length, vocabulary))
     # What a block holds at once is taken as 24 arrays as large as the hidden state.
     memory = weights + 3 * logits + 4 * length * width(parts) * (len(parts.layers) + 24) + 300_000_000
     events.info(
         f"{count} rows of {length} tokens, {len(parts.layers)} layers with a key/value cache; "
-        f"expected: about {_duration((probes + 6) * count * length * seconds)}, {files.size_text(memory)} of memory"
+        f"expected: about {_duration((passes * probes + 6 * count) * length * seconds)}, {files.size_text(memory)} of memory"
     )
 
 
