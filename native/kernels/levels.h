@@ -61,29 +61,40 @@ inline void decode_levels(const Codebook& book, const uint8_t* p, int64_t width,
 
 #else
 
+// 32 codes in their order, of a row that ends after `left` bytes. (Through memory, words would be stored that a vector waits for.)
+template <int BITS>
+inline __m256i thirty_two(const uint8_t* p, int64_t left) {
+    const auto eight = [&](int i) {
+        const uint8_t* at = p + i * BITS;
+        uint64_t word = 0;
+        if (left - i * BITS >= 8)
+            std::memcpy(&word, at, 8);
+        else if (left - i * BITS >= BITS)
+            std::memcpy(&word, at, BITS);
+        return static_cast<long long>(BITS == 8 ? word : _pdep_u64(word, kCodeMask<BITS>));
+    };
+    return _mm256_set_epi64x(eight(3), eight(2), eight(1), eight(0));
+}
+
+template <int BITS>
+inline __m256i look_up(const Codebook& book, __m256i codes) {
+    if constexpr (BITS == 8) return _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+    const auto sixteen = [&](int which) {
+        const __m128i* table = reinterpret_cast<const __m128i*>(book.levels) + which;
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(table)), codes);
+    };
+    __m256i levels = sixteen(0);
+    const __m256i part = _mm256_and_si256(_mm256_srli_epi16(codes, 4), _mm256_set1_epi8(15));
+    for (int which = 1; which < (BITS > 4 ? 1 << (BITS - 4) : 1); which++)
+        levels = _mm256_blendv_epi8(levels, sixteen(which), _mm256_cmpeq_epi8(part, _mm256_set1_epi8(char(which))));
+    return levels;
+}
+
 template <int BITS>
 inline void decode_levels(const Codebook& book, const uint8_t* p, int64_t width, int8_t* out) {
-    for (int64_t d = 0; d < width; d += 64, p += 8 * BITS) {
-        alignas(32) uint8_t codes[64];
-        unpack<BITS>(p, int(width - d < 64 ? width - d : 64), codes);
-        for (int half = 0; half < 64; half += 32) {
-            const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + half));
-            __m256i y;
-            if constexpr (BITS == 8) {
-                y = _mm256_xor_si256(x, _mm256_set1_epi8(-128));
-            } else {
-                const auto sixteen = [&](int which) {
-                    const __m128i* table = reinterpret_cast<const __m128i*>(book.levels) + which;
-                    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_load_si128(table)), x);
-                };
-                y = sixteen(0);
-                const __m256i part = _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(15));
-                for (int which = 1; which < (BITS > 4 ? 1 << (BITS - 4) : 1); which++)
-                    y = _mm256_blendv_epi8(y, sixteen(which), _mm256_cmpeq_epi8(part, _mm256_set1_epi8(char(which))));
-            }
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d + half), y);
-        }
-    }
+    int64_t left = width * BITS / 8;
+    for (int64_t d = 0; d < padded64(width); d += 32, p += 4 * BITS, left -= 4 * BITS)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d), look_up<BITS>(book, thirty_two<BITS>(p, left)));
 }
 
 #endif

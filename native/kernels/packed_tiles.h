@@ -8,6 +8,7 @@
 
 #include "kernels/packed_decode.h"
 #include "kernels/packed_weights.h"
+#include "kernels/tile_sums.h"
 
 namespace optiq::OPTIQ_LEVEL {
 
@@ -37,32 +38,6 @@ struct TiledQueries {
         bytes = size_t(first + rows * tile_bytes);
     }
 };
-
-// Calls f with 0, 1, 2, 3 as compile-time constants.
-template <class F>
-inline void each_tile(const F& f) {
-    f(std::integral_constant<int, 0>{});
-    f(std::integral_constant<int, 1>{});
-    f(std::integral_constant<int, 2>{});
-    f(std::integral_constant<int, 3>{});
-}
-
-// The four tiles of sums. GCC 12 takes the name of a tile as text, so nothing but a literal will do.
-template <int T>
-inline void clear_sums() {
-    if constexpr (T == 0) _tile_zero(0);
-    if constexpr (T == 1) _tile_zero(1);
-    if constexpr (T == 2) _tile_zero(2);
-    if constexpr (T == 3) _tile_zero(3);
-}
-
-template <int T>
-inline void store_sums(int32_t* to, int64_t stride) {
-    if constexpr (T == 0) _tile_stored(0, to, stride);
-    if constexpr (T == 1) _tile_stored(1, to, stride);
-    if constexpr (T == 2) _tile_stored(2, to, stride);
-    if constexpr (T == 3) _tile_stored(3, to, stride);
-}
 
 // Memory of a block.
 struct TiledWork {
@@ -167,6 +142,7 @@ inline void decode_keys_at(const PackedAttention& a, const PackedBlock& b, bool 
 // Adds the products of 64 coordinates from d on: tile T are sums of the keys [16 T, 16 T + 16).
 template <int T>
 inline void multiply_keys(const int8_t* q, const int8_t* keys, int64_t stride, int64_t d) {
+    written();
     if constexpr (T == 0) {
         _tile_loadd(4, q + d * 16, 64);
         _tile_loadd(6, keys + d, stride);
@@ -236,7 +212,8 @@ void score_tiles(const PackedAttention& a, const PackedBlock& b, const TiledQuer
                 fetch.keys(16 * columns * BITS / 8);
                 decode_keys_at<BITS>(a, b, pairs, s * kKeyStep + 16 * t(), d, work.keys[s & 1] + 16 * t() * stride);
             }
-            if (s >= 2 && d == 0) order_scores(work.sums[s & 1] + t() * 256, at_most(rows, kTileRows), work.scores + (s - 2) * kKeyStep + 16 * t());
+            if (s >= 2 && d == 0)
+                order_scores(work.sums[s & 1] + t() * 256, at_most(rows, kTileRows), work.scores + (s - 2) * kKeyStep + 16 * t());
             if (multiplies)
                 for (int64_t c = d; c < d + columns; c += 64) multiply_keys<t()>(queries.tiles, done, stride, c);
         };
@@ -266,7 +243,8 @@ void score_tiles(const PackedAttention& a, const PackedBlock& b, const TiledQuer
 struct ValueCodes {
     const uint8_t *codes, *tail;
     int64_t step, tail_first, tail_step;
-    ValueCodes(const PackedAttention& a, const PackedBlock& b, uint8_t* room) : codes(a.values.codes_of(b.batch, b.group, b.first)), tail(room) {
+    ValueCodes(const PackedAttention& a, const PackedBlock& b, uint8_t* room)
+        : codes(a.values.codes_of(b.batch, b.group, b.first)), tail(room) {
         const int64_t bytes = a.values.book->row_bytes(a.full.width);
         step = a.values.codes.row, tail_step = bytes;
         tail_first = at_least(0, (b.count - 4) / 4 * 4);
@@ -276,8 +254,8 @@ struct ValueCodes {
 
 // Columns [d, d + columns) of tokens [first, first + 16) as lines of right sides.
 template <int BITS>
-inline void decode_values_at(const PackedAttention& a, const PackedBlock& b, const ValueCodes& from, int64_t first, int64_t d, int64_t columns,
-                             int8_t* out) {
+inline void decode_values_at(const PackedAttention& a, const PackedBlock& b, const ValueCodes& from, int64_t first, int64_t d,
+                             int64_t columns, int8_t* out) {
     using Four = FourTokens<BITS>;
     const __m512i table = level_table(*a.values.book);
     const int64_t end = at_most(b.count, first + 16);
@@ -293,6 +271,7 @@ inline void decode_values_at(const PackedAttention& a, const PackedBlock& b, con
 template <int T>
 inline void multiply_values(const int8_t* weights, const int8_t* values) {
     values += T * 1024;
+    written();
     if constexpr (T == 0) _tile_loadd(4, weights, 64);
     if constexpr (T % 2 == 0) _tile_loadd(6, values, 64);
     if constexpr (T % 2 == 1) _tile_loadd(7, values, 64);
@@ -304,7 +283,8 @@ inline void multiply_values(const int8_t* weights, const int8_t* values) {
 
 // Writes the sums of `rows` rows, of columns [d, d + columns): high and low sums together, columns in order.
 template <int BITS>
-inline void write_sums(const PackedAttention& a, const TiledWork& work, int64_t row, int64_t rows, int64_t d, int64_t columns, float* partial) {
+inline void write_sums(const PackedAttention& a, const TiledWork& work, int64_t row, int64_t rows, int64_t d, int64_t columns,
+                       float* partial) {
     alignas(64) static constexpr auto order = [] {
         struct { int at[32]; } table{};
         for (int i = 0; i < 32; i++) table.at[i] = i / 2 + i % 2 * 16;

@@ -4,12 +4,23 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
+
 namespace optiq {
+
+// A native object as Python holds it. Operations copy this and share the object, not Python's reference to it: the threads that
+// run and drop them would have to wait for the interpreter.
+template <class T>
+struct Held {
+    std::shared_ptr<T> object;
+    T& operator*() const { return *object; }
+    T* operator->() const { return object.get(); }
+    T* get() const { return object.get(); }
+};
 
 void bind_dense(nanobind::module_& module);
 void bind_fused(nanobind::module_& module);

@@ -17,13 +17,13 @@ namespace optiq {
 namespace {
 
 using Optional = std::optional<mx::array>;
-using Book = std::shared_ptr<const Codebook>;
+using Book = Held<const Codebook>;
 
 void check(bool good, const char* what) {
     if (!good) throw std::invalid_argument(std::string("packed: ") + what);
 }
 
-std::shared_ptr<Codebook> codebook(int bits, const std::vector<int>& levels, float unit) {
+Book codebook(int bits, const std::vector<int>& levels, float unit) {
     check(bits >= 1 && bits <= 8 && bits != 7, "expected 1, 2, 3, 4, 5, 6 or 8 bits");
     auto book = std::make_shared<Codebook>();
     const int count = 1 << bits;
@@ -40,7 +40,7 @@ std::shared_ptr<Codebook> codebook(int bits, const std::vector<int>& levels, flo
     bool even = true;
     for (int i = 1; i < count; i++) even = even && levels[size_t(i)] - levels[size_t(i) - 1] == step;
     book->spacing = even ? float(step) : 0.f;
-    return book;
+    return {book};
 }
 
 void check_width(int64_t width) { check(width % 8 == 0 && width > 0 && width <= kPackedWidth, "expected a width of 8, 16, ..., 512"); }
@@ -110,7 +110,8 @@ Arrays store(const mx::array& codes, const mx::array& scales, const mx::array& x
     check_vectors(x, diagonal);
     check(codes.ndim() == 4 && scales.ndim() == 3 && codes.dtype() == mx::uint8 && scales.dtype() == mx::bfloat16,
           "expected codes uint8 [B, G, C, D bits / 8] and scales bfloat16 [B, G, C]");
-    for (int i = 0; i < 3; i++) check(codes.shape(i) == scales.shape(i) && (i == 2 || codes.shape(i) == x.shape(i)), "the vectors do not fit the buffer");
+    for (int i = 0; i < 3; i++)
+        check(codes.shape(i) == scales.shape(i) && (i == 2 || codes.shape(i) == x.shape(i)), "the vectors do not fit the buffer");
     check(codes.shape(3) == book->row_bytes(x.shape(3)) && start >= 0 && start + x.shape(2) <= codes.shape(2),
           "the vectors do not fit the buffer");
     return make({codes.shape(), scales.shape()}, {mx::uint8, mx::bfloat16}, std::make_shared<Store>(cpu_stream(), book, fit, start),
@@ -242,7 +243,7 @@ mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, con
 }  // namespace
 
 void bind_packed(nb::module_& m) {
-    nb::class_<Codebook>(m, "Codebook");
+    nb::class_<Book>(m, "Codebook");
     m.def("codebook", &codebook, "bits"_a, "levels"_a, "unit"_a, "What the functions below take for a codebook.");
     m.def("pack", &pack, "x"_a, "diagonal"_a, "book"_a, "fit"_a, "Codes and scales of x [B, G, L, D]; see optiq.kernels.packed.");
     m.def("store", &store, "codes"_a, "scales"_a, "x"_a, "diagonal"_a, "start"_a, "book"_a, "fit"_a,

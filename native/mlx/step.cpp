@@ -10,7 +10,6 @@
 #include <cmath>
 #include <variant>
 
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/variant.h>
 
 #include "kernels/delta.h"
@@ -145,7 +144,7 @@ class LinearLayer {
     }
 
     // y [B, L, E], the new tail and the new state; nothing where this form does not fit. tail [B, K - 1, C], state [B, Hv, Dv, Dk].
-    static Found run(std::shared_ptr<LinearLayer> layer, const mx::array& x, const mx::array& tail, const mx::array& state) {
+    static Found run(const Held<LinearLayer>& layer, const mx::array& x, const mx::array& tail, const mx::array& state) {
         const DeltaShape& s = layer->shape_;
         const int B = x.shape(0), K = layer->taps_.shape(1);
         if (!layer->block_.fits(x) || tail.dtype() != x.dtype() || state.dtype() != mx::float32 || tail.is_tracer() || state.is_tracer() ||
@@ -236,7 +235,7 @@ class AttentionLayer {
     }
 
     // q [B, H, L, D], k and v [B, G, L, D], gate [B, L, H D]; nothing where this form does not fit.
-    static Found enter(std::shared_ptr<AttentionLayer> layer, const mx::array& x, const std::variant<int, mx::array>& offset) {
+    static Found enter(const Held<AttentionLayer>& layer, const mx::array& x, const std::variant<int, mx::array>& offset) {
         const bool one = layer->q_norm_.dtype() == x.dtype() && layer->k_norm_.dtype() == x.dtype();
         if (!layer->block_.fits(x) || !one) return {};
         Arrays inputs{dense(x)};
@@ -256,7 +255,7 @@ class AttentionLayer {
     }
 
     // y [B, L, E] from o [B, H, L, D], x and gate as `enter` gave it.
-    static Found leave(std::shared_ptr<AttentionLayer> layer, const mx::array& x, const mx::array& o, const mx::array& gate) {
+    static Found leave(const Held<AttentionLayer>& layer, const mx::array& x, const mx::array& o, const mx::array& gate) {
         if (!layer->block_.fits(x) || o.dtype() != x.dtype() || gate.dtype() != x.dtype() ||
             o.shape() != mx::Shape{x.shape(0), int(layer->H_), x.shape(1), int(layer->D_)})
             return {};
@@ -329,18 +328,18 @@ Block block_of(mx::array first, mx::array second, float eps, const std::vector<W
 }  // namespace
 
 void bind_step(nb::module_& m) {
-    nb::class_<LinearLayer>(m, "LinearLayer", "A Gated DeltaNet layer for at most 16 rows; holds its weights.");
-    nb::class_<AttentionLayer>(m, "AttentionLayer", "A gated attention layer for at most 16 rows; holds its weights.");
+    nb::class_<Held<LinearLayer>>(m, "LinearLayer", "A Gated DeltaNet layer for at most 16 rows; holds its weights.");
+    nb::class_<Held<AttentionLayer>>(m, "AttentionLayer", "A gated attention layer for at most 16 rows; holds its weights.");
     m.def("linear_layer", [](mx::array first, mx::array second, float eps, const std::vector<Weight>& mlp, std::vector<Weight> in, Weight out,
                              mx::array taps, const mx::array& a_log, const mx::array& dt_bias, const mx::array& norm, int key_heads,
                              int key_dim, float mixer_eps) {
-        return std::make_shared<LinearLayer>(block_of(first, second, eps, mlp), held(in), held(out), held(taps), held(a_log), held(dt_bias), held(norm),
-                                             key_heads, key_dim, mixer_eps);
+        return Held<LinearLayer>{std::make_shared<LinearLayer>(block_of(first, second, eps, mlp), held(in), held(out), held(taps), held(a_log), held(dt_bias), held(norm),
+                                             key_heads, key_dim, mixer_eps)};
     });
     m.def("attention_layer", [](mx::array first, mx::array second, float eps, const std::vector<Weight>& mlp, std::vector<Weight> in,
                                 Weight out, mx::array q_norm, mx::array k_norm, float head_eps, int dims, float base, float scale) {
-        return std::make_shared<AttentionLayer>(block_of(first, second, eps, mlp), held(in), held(out), held(q_norm), held(k_norm), head_eps,
-                                                dims, base, scale);
+        return Held<AttentionLayer>{std::make_shared<AttentionLayer>(block_of(first, second, eps, mlp), held(in), held(out), held(q_norm), held(k_norm), head_eps,
+                                                dims, base, scale)};
     });
     m.def("run_linear_layer", &LinearLayer::run, "layer"_a, "x"_a, "tail"_a, "state"_a,
           "(y, tail, state), or None where this form does not fit.");

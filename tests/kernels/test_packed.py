@@ -22,7 +22,7 @@ from optiq.kernels.rotation import signs, transform
 BOOKS = (lloyd(1), lloyd(2), lloyd(3), lloyd(4), uniform(3), uniform(4), uniform(5), uniform(6), uniform(8))
 WIDTHS = (64, 80, 96, 128, 256, 8, 24, 32, 192)
 # Of the largest value: fixed-point numbers (native/kernels/packed.h), and the type's rounding of the full-precision part.
-TOLERANCE = {mx.float32: 1e-4, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}
+TOLERANCE = {mx.float32: 5e-4, mx.float16: 2e-3, mx.bfloat16: 1.6e-2}
 quick_settings = settings(
     max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -205,7 +205,8 @@ def test_unpacking_is_that_of_the_definition(level: str, case: dict[str, Any]) -
 def test_attention_is_that_of_the_definition(level: str, case: dict[str, Any]) -> None:
     arguments, more = made(case)
     expected = packed.attend_reference(*arguments, **more)
-    assert_close(packed.attend(*arguments, **more), expected, TOLERANCE[case["dtype"]])
+    larger = 10 if case["outliers"] else 1  # scores, and so their errors
+    assert_close(packed.attend(*arguments, **more), expected, larger * TOLERANCE[case["dtype"]])
 
 
 @settings(quick_settings, max_examples=15)
@@ -214,7 +215,8 @@ def test_many_queries_are_those_of_the_definition(level: str, case: dict[str, An
     plain = case["dtype"] == mx.float32  # unpacked keys are rounded to the type of q
     arguments, more = made({**case, "length": length, "full": length + case["full"], "outliers": plain and case["outliers"]})
     expected = packed.attend_reference(*arguments, **more)
-    assert_close(packed.attend(*arguments, **more), expected, TOLERANCE[case["dtype"]])
+    larger = 10 if plain and case["outliers"] else 1
+    assert_close(packed.attend(*arguments, **more), expected, larger * TOLERANCE[case["dtype"]])
 
 
 @pytest.mark.parametrize("width", [64, 80, 256])

@@ -128,7 +128,7 @@ def test_without_the_patch_the_same_comes_out_slowly(tmp_path: Path, kind: str) 
         caches = [TurboQuantKVCache(bits=4) if isinstance(c, KVCache) else c for c in _stock_caches(model)]
         model(tokens, cache=caches)
         found.append(np.array(model(mx.array([[7]]), cache=caches)))
-    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    np.testing.assert_allclose(found[0], found[1], atol=3e-4)  # native attention takes queries as 16-bit fixed-point numbers
 
 
 def _stock_caches(model):  # type: ignore[no-untyped-def]

@@ -17,6 +17,7 @@ examples:
   optiq bench examples/tiny-qwen3.5 --save before.json                      keep the result
   optiq bench examples/tiny-qwen3.5 --save after.json --compare before.json
   optiq bench examples/tiny-qwen3.5 --kv-bits 4 --compare before.json       packed caches against full ones
+  optiq bench examples/tiny-qwen3.5 --kv-curve curve --repeats 1            every kind of cache over the context
 """
 
 
@@ -46,12 +47,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefill-chunk", type=int, default=plan.prefill_chunk, metavar="N", help="tokens of the prompt per step"
     )
     add_cache_arguments(parser)
+    parser.add_argument(
+        "--kv-curve",
+        metavar="DIR",
+        help="instead, measure every kind of key/value cache over the length of the context and write tables and a picture",
+    )
+    parser.add_argument("--kv-longest", type=int, default=None, metavar="N", help="longest context of the curve in tokens")
     parser.add_argument("--save", metavar="FILE", help="keep the result as JSON")
     parser.add_argument("--compare", nargs="+", default=[], metavar="FILE", help="earlier results: now / then, row by row")
 
 
 def run(args: argparse.Namespace, events: Events) -> int:
     """Measure, keep, compare, print."""
+    if args.kv_curve is not None:
+        from optiq.cli.kv_curve import run_curve
+
+        return run_curve(args, events)
     from optiq.cli.caches import cache_maker
     from optiq.cli.output import show
     from optiq.files import write_json

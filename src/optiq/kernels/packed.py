@@ -22,8 +22,8 @@ with one softmax over packed and full-precision keys. Keys may have had any cons
 the same one for all: softmax does not see it.
 
 Shapes: B, L tokens in this step, H query heads over G key/value heads, P packed tokens, F full-precision tokens, D.
-Native forms: native/kernels/packed.h. `pack` and `attend` of the native kernels follow these definitions up to float32 rounding
-(a coordinate that lies on a bound may take either neighbour).
+Native forms: native/kernels/packed.h; Metal: `kernels.packed_metal`. Native packing follows the definition up to float32 rounding
+(a coordinate that lies on a bound may take either neighbour), attention up to the error that packed.h states.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import Any, Literal, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from optiq.kernels import native, rotation
+from optiq.kernels import native, packed_metal, rotation
 from optiq.kernels.attention import FEW_QUERIES, attention
 from optiq.kernels.codebook import Codebook
 
@@ -99,10 +99,10 @@ class Form:
     @cached_property
     def factors(self) -> _Factors:
         """The arrays as native kernels read them at once: float32 without gaps."""
-        one = [mx.contiguous(x.astype(mx.float32)) for x in (self.diagonal, self.undo, 1.0 / self.diagonal)]
+        diagonal, undo, inverse = (mx.contiguous(x.astype(mx.float32)) for x in (self.diagonal, self.undo, 1.0 / self.diagonal))
         mean = None if self.mean is None else mx.contiguous(self.mean.astype(mx.float32))
-        mx.eval(one, [] if mean is None else mean)
-        return _Factors(*one, mean)
+        mx.eval(diagonal, undo, inverse, [] if mean is None else mean)
+        return _Factors(diagonal, undo, inverse, mean)
 
 
 def packed_bytes(width: int, bits: int) -> int:
@@ -158,23 +158,38 @@ def attend(
 ) -> mx.array:
     """Attention over packed tokens, then full-precision ones; arguments and result as `attend_reference`.
 
-    Up to `FEW_QUERIES` queries a native kernel computes with the codes themselves and gives a row the same bits whatever else
-    is in the batch. More queries meet unpacked keys and values in the type of q, of this one layer and for this one call.
+    Up to `FEW_QUERIES` queries a native or Metal kernel computes with the codes themselves; the native one gives a row the same
+    bits whatever else is in the batch. More queries meet unpacked keys and values in the type of q, of this one layer and for
+    this one call.
     """
     fast = _native(q)
-    if fast is None or (mask is not None and mask.dtype != mx.bool_):
+    if mask is not None and mask.dtype != mx.bool_:
+        return attend_reference(q, keys, values, k, v, key_form, value_form, scale=scale, starts=starts, mask=mask)
+    if q.shape[2] > FEW_QUERIES:
+        if mask is None and starts is not None:
+            mask = seen(q.shape[0], q.shape[2], keys.scales.shape[2], k.shape[2], starts)
+        k, v = _followed(keys, key_form, k, q.dtype), _followed(values, value_form, v, q.dtype)
+        return attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
+    if fast is None:
+        if packed_metal.usable(q, k, mask):
+            return packed_metal.attend(q, keys, values, k, v, key_form, value_form, scale=scale, starts=starts)
         return attend_reference(q, keys, values, k, v, key_form, value_form, scale=scale, starts=starts, mask=mask)
     k, v = (x if x.dtype == q.dtype else x.astype(q.dtype) for x in (k, v))
     ours, theirs = key_form.factors, value_form.factors
-    if q.shape[2] <= FEW_QUERIES:
-        books = key_form.native_book, value_form.native_book
-        found: mx.array = fast.attend(q, k, v, keys, values, ours.undo, theirs.undo, *books, scale, theirs.mean, starts, mask)
-        return found
-    if mask is None and starts is not None:
-        mask = seen(q.shape[0], q.shape[2], keys.scales.shape[2], k.shape[2], starts)
-    k = fast.unpack(*keys, ours.undo, key_form.native_book, None, k, q.dtype)
-    v = fast.unpack(*values, theirs.undo, value_form.native_book, theirs.mean, v, q.dtype)
-    return attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
+    books = key_form.native_book, value_form.native_book
+    found: mx.array = fast.attend(q, k, v, keys, values, ours.undo, theirs.undo, *books, scale, theirs.mean, starts, mask)
+    return found
+
+
+def _followed(packed: Packed, form: Form, tail: mx.array, dtype: mx.Dtype) -> mx.array:
+    """The vectors as attention sees them, [B, G, P, D], and the tail behind them."""
+    fast, factors = _native(tail), form.factors
+    if fast is not None:
+        both: mx.array = fast.unpack(*packed, factors.undo, form.native_book, factors.mean, tail.astype(dtype), dtype)
+        return both
+    x = rotation.transform(unpack_rotated(packed, form.book)) * form.undo[:, None]
+    x = x if form.mean is None else x + form.mean[:, None]
+    return mx.concatenate([x.astype(dtype), tail.astype(dtype)], 2)
 
 
 def _native(x: mx.array) -> Any:
@@ -324,5 +339,5 @@ def unpack_bits(codes: mx.array, bits: int) -> mx.array:
     rows, groups = codes.shape[:-1], codes.shape[-1] // bits
     parts = codes.reshape(*rows, groups, bits).astype(mx.uint64)
     word = (parts << mx.array(np.arange(bits) * 8, mx.uint64)).sum(-1)
-    index = (word[..., None] >> mx.array(np.arange(8) * bits, mx.uint64)) & (2**bits - 1)
+    index: mx.array = (word[..., None] >> mx.array(np.arange(8) * bits, mx.uint64)) & (2**bits - 1)
     return index.astype(mx.uint8).reshape(*rows, groups * 8)

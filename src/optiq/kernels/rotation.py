@@ -33,6 +33,8 @@ def signs(width: int, seed: int) -> mx.array:
 
 def transform(x: mx.array) -> mx.array:
     """H x over the last axis [..., D], in float32."""
+    if not x.size:  # which hadamard_transform refuses
+        return x.astype(mx.float32)
     block = block_of(x.shape[-1])
-    parts = x.astype(mx.float32).reshape(*x.shape[:-1], -1, block)
+    parts = x.astype(mx.float32).reshape(*x.shape[:-1], x.shape[-1] // block, block)
     return mx.hadamard_transform(parts, scale=block**-0.5).reshape(x.shape)

@@ -59,6 +59,14 @@ class Point:
     series: str
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One drawing of several beside each other: points (x, y) by the name of their series."""
+
+    label: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+
+
 def check_format(path: str | os.PathLike[str]) -> None:
     """Refuse an ending that cannot be drawn, before any work.
 
@@ -174,6 +182,42 @@ def kl_over_bytes(path: str | os.PathLike[str], points: Sequence[Point], title: 
         _grid(axes)
         axes.legend(loc="upper right")
         _place_labels(axes, shown, series, scale)
+        _save(figure, path)
+
+
+def panels(path: str | os.PathLike[str], parts: Sequence[Panel], title: str, label: str) -> None:
+    """Draw panels over one logarithmic axis of lengths, each with a logarithmic axis of its own; colours follow the names.
+
+    Args:
+        path: the picture to write.
+        parts: the panels, left to right.
+        title: above the picture.
+        label: of the axis of lengths.
+
+    Raises:
+        InputError: an ending that cannot be drawn.
+        ResourceError: matplotlib is not installed.
+    """
+    check_format(path)
+    names = list(dict.fromkeys(name for part in parts for name in part.series))
+    with _drawing() as plt:
+        figure, all_axes = plt.subplots(1, len(parts), figsize=(4.2 * len(parts), 4.2), layout="constrained", squeeze=False)
+        for axes, part in zip(all_axes[0], parts, strict=True):
+            for name, points in part.series.items():
+                number = names.index(name)
+                marker = SERIES_MARKERS[number % len(SERIES_MARKERS)]
+                axes.plot(*zip(*points, strict=True), color=_series_colour(number), marker=marker, markersize=4, linewidth=1.4)
+            ticks = sorted({x for points in part.series.values() for x, _ in points})
+            axes.set(xscale="log", yscale="log", xlabel=label, ylabel=part.label)
+            axes.set_xticks(ticks, [f"{x / 1024:g}k" for x in ticks], rotation=45)
+            axes.minorticks_off()
+            _grid(axes)
+        handles = [
+            plt.Line2D([], [], color=_series_colour(n), marker=SERIES_MARKERS[n % len(SERIES_MARKERS)], markersize=4, label=name)
+            for n, name in enumerate(names)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         _save(figure, path)
 
 
