@@ -136,7 +136,7 @@ def assert_packed_alike(found: Packed, x: mx.array, kind: Form) -> None:
 @given(
     case=cases(),
     layout=st.sampled_from(["dense", "slice", "transposed", "gaps"]),
-    scaling=st.sampled_from(["norm", "fit"]),
+    scaling=st.sampled_from(["norm", "fit", "exact", "search"]),
 )
 def test_packing_is_that_of_the_definition(level: str, case: dict[str, Any], layout: str, scaling: Any) -> None:
     kind = form(case["books"][0], case["groups"], case["width"], scaling=scaling)
@@ -145,7 +145,7 @@ def test_packing_is_that_of_the_definition(level: str, case: dict[str, Any], lay
     assert_packed_alike(packed.pack(given, kind), given, kind)
 
 
-@pytest.mark.parametrize("scaling", ["norm", "fit"])
+@pytest.mark.parametrize("scaling", ["norm", "fit", "exact", "search"])
 def test_vectors_of_zeros_have_scale_zero(level: str, scaling: Any) -> None:
     for book in BOOKS:
         found = packed.pack(mx.zeros((1, 1, 3, 80)), form(book, 1, 80, scaling=scaling))
@@ -326,3 +326,22 @@ def test_bits_are_a_little_endian_stream() -> None:
     for bits in (1, 2, 3, 4, 5, 6, 8):
         index = mx.array(np.random.default_rng(bits).integers(0, 2**bits, (3, 5, 80))).astype(mx.uint8)
         assert mx.array_equal(packed.unpack_bits(packed.pack_bits(index, bits), bits), index)
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: f"{book.bits}-{book.levels[-1]}")
+def test_exact_scales_keep_a_vector_and_searched_codes_are_nearer(book: Codebook) -> None:
+    x = mx.array(values(3, 1, 2, 200, 128, outliers=True))
+    wide, error = np.array(x, np.float64), {}
+    for scaling in ("fit", "exact", "search"):
+        kind = form(book, 2, 128, scaling=scaling)
+        y = np.array(packed.unpack_reference(packed.pack_reference(x, kind), kind), np.float64)
+        turned = [a * np.array(kind.diagonal)[:, None] for a in (wide, y)]
+        if scaling != "fit":
+            np.testing.assert_allclose((turned[0] * turned[1]).sum(-1), (turned[0] ** 2).sum(-1), rtol=5e-3)
+        cosine = (turned[0] * turned[1]).sum(-1) / np.maximum(
+            np.linalg.norm(turned[0], axis=-1) * np.linalg.norm(turned[1], axis=-1), 1e-9
+        )
+        error[scaling] = 1 - cosine[:, :, :-1] ** 2
+    assert (error["search"] <= error["exact"] + 1e-6).all()
+    if book.bits > 1:
+        assert error["search"].mean() < error["exact"].mean() == pytest.approx(error["fit"].mean(), rel=1e-3)

@@ -48,7 +48,7 @@ def test_presets_exist_at_every_width() -> None:
         ({"sinks": -1}, "sinks is -1, expected a whole number of at least 0"),
         ({"tail": 1.5}, "tail is 1.5, expected a whole number of at least 0"),
         ({"codebook": "huffman"}, "codebook is 'huffman', expected one of lloyd, uniform"),
-        ({"scaling": "max"}, "scaling is 'max', expected one of norm, fit"),
+        ({"scaling": "max"}, "scaling is 'max', expected one of norm, fit, exact, search"),
     ],
 )
 def test_recipes_are_checked(change: dict[str, Any], message: str) -> None:

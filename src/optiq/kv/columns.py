@@ -3,7 +3,7 @@
     in time      padding | sinks | packed | tail and newest
     stored       packed columns in growing buffers; one full-precision array [sinks | tail and newest]
 
-New tokens enter the full-precision part. What is older than `tail` is packed at the next update, in steps of `PACK_STEP`; with
+New tokens enter the full-precision part. What is older than `tail` is packed at the next update, in steps of `pack_step`; with
 tail 0 a token is packed at once. Keys have their mean taken away as they come in. What attends, what a batch is and what a
 file looks like are not known here: `optiq.kv.{batch,cache,saving}`.
 """
@@ -21,10 +21,15 @@ from optiq.kv.recipe import Recipe
 from optiq.kv.rows import NONE, Buffers, Rows, Statistics, key_rows, value_rows
 
 GROW_STEP = 256  # tokens, as stock caches grow
-PACK_STEP = 32  # tokens packed at a time where there is a tail: a decoding step packs once in so many
+PACK_STEP = 32  # tokens packed at a time where there is a tail, half of it at most: a decoding step packs once in so many
 LEAST_FOR_MEAN = 16  # tokens; a mean over fewer is noise
 
 Pair = tuple[mx.array, mx.array]
+
+
+def pack_step(recipe: Recipe) -> int:
+    """How many tokens are packed at a time."""
+    return max(1, min(PACK_STEP, recipe.tail // 2))
 
 
 class Columns:
@@ -134,7 +139,7 @@ class Columns:
         if self._late is None:
             self._drop(self._places().columns - (self.window - 1) if self.window else 0)
             if self.recipe.tail:
-                self._settle(PACK_STEP)
+                self._settle(pack_step(self.recipe))
         if self._mean is not None:
             keys = (keys.astype(mx.float32) - self._mean).astype(keys.dtype)
         self._full = (_joined(self._full[0], keys), _joined(self._full[1], values))

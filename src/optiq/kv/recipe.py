@@ -19,7 +19,7 @@ WIDTHS: Mapping[str, tuple[int, ...]] = {
 SCHEMES = tuple(WIDTHS)
 GROUP_SIZES = (32, 64, 128)
 CODEBOOKS = ("lloyd", "uniform")
-SCALINGS = ("norm", "fit")
+SCALINGS = ("norm", "fit", "exact", "search")
 
 SINKS = 4  # the first tokens, which every later one attends to: quantization.md, section 5
 TAIL = 64  # the newest tokens
@@ -31,14 +31,15 @@ class Recipe:
 
     Args:
         scheme: `affine` (MLX's groups of codes), `turbo` (TurboQuant: rotated codes, one scale per vector) or `best` (rotated
-            codes of mean-centred keys, fitted scales, full-precision sinks and tail).
+            codes of mean-centred keys, searched codes with exact scales, full-precision sinks and tail).
         k_bits, v_bits: of keys and values, one of `WIDTHS`; `FULL` for one side leaves it as it is.
         group_size: affine: values per scale and bias.
         sinks: how many of the first tokens stay in full precision.
         tail: how many of the newest tokens do.
         seed: of the signs before the rotation; keys take it, values the next one.
         codebook: `lloyd` up to 4 bits and uniform above, or `uniform` throughout.
-        scaling: the scale that is stored, `norm` of the vector or least-squares `fit`.
+        scaling: the scale that is stored: `norm` of the vector, least-squares `fit`, `exact` (a vector times itself as packed is
+            right), or `search`, which also looks for better codes (`optiq.kernels.packed`).
 
     Raises:
         InputError: a value that the scheme does not have.
@@ -88,7 +89,7 @@ def preset(scheme: str, k_bits: int, v_bits: int | None = None, group_size: int 
     check_scheme(scheme)
     v_bits = k_bits if v_bits is None else v_bits
     if scheme == "best":
-        return Recipe("best", k_bits, v_bits, group_size, SINKS, TAIL, seed, "lloyd", "fit")
+        return Recipe("best", k_bits, v_bits, group_size, SINKS, TAIL, seed, "lloyd", "search")
     return Recipe("turbo" if scheme == "turbo" else "affine", k_bits, v_bits, group_size, seed=seed)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
 
 from optiq.errors import InputError, ModelError
 from optiq.kernels import codebook, packed, rotation
 from optiq.kernels.coded_attention import Coded
-from optiq.kernels.packed import Form, Packed
+from optiq.kernels.packed import Form, Packed, Scaling
 from optiq.kv.recipe import FULL, Recipe
 
 Buffers = list[mx.array]
@@ -185,4 +185,4 @@ def _form(
     signs = mx.contiguous(mx.broadcast_to(rotation.signs(width, seed), (groups, width)))
     diagonal, undo = (signs, signs) if scale is None else (signs / scale, signs * scale)
     mx.eval(diagonal, undo)  # constants: not to be recomputed with every graph that holds them
-    return Form(book, diagonal, undo, "fit" if recipe.scaling == "fit" else "norm", mean)
+    return Form(book, diagonal, undo, cast(Scaling, recipe.scaling), mean)

@@ -100,6 +100,7 @@ class KeyValueLayer:
         window: how many tokens a query sees; 0 for all.
         latent: what is cached are MLA latents.
         rotary: how many of the key channels, the first ones, turn with the position; None where that is not known.
+        interleaved: they turn in neighbouring pairs; else channel i of the first half with channel i of the second.
     """
 
     index: int
@@ -107,6 +108,7 @@ class KeyValueLayer:
     window: int
     latent: bool
     rotary: int | None
+    interleaved: bool = False
 
 
 def key_value_layers(model: Any) -> list[KeyValueLayer]:
@@ -123,7 +125,8 @@ def key_value_layers(model: Any) -> list[KeyValueLayer]:
         widths = [getattr(rope, "dims", getattr(rope, "dim", None)) for rope in ropes if rope is not None]
         rotary = widths[0] if widths and isinstance(widths[0], int) else None
         latent = any(hasattr(part, "kv_lora_rank") for part in parts)
-        found.append(KeyValueLayer(index, place, getattr(plain, "max_size", 0), latent, rotary))
+        pairs = any(getattr(rope, "traditional", False) for rope in ropes if rope is not None)
+        found.append(KeyValueLayer(index, place, getattr(plain, "max_size", 0), latent, rotary, pairs))
     return found
 
 

@@ -142,10 +142,10 @@ class Stream:
     def tail(self, hidden: mx.array, ids: mx.array) -> mx.array:
         """Logits [B, L, V] from the last block's output (from the ids alone for a model in one piece)."""
         if not self._blocks:
-            return _logits(self.model(ids)).astype(mx.float32)
+            return logits_of(self.model(ids)).astype(mx.float32)
         self._taps[-1].given = hidden
         try:
-            return _logits(self.model(ids)).astype(mx.float32)
+            return logits_of(self.model(ids)).astype(mx.float32)
         finally:
             self._taps[-1].given = None
 
@@ -178,11 +178,11 @@ class Stream:
 
     def _tap(self) -> None:
         if self._taps:
-            holder = _holder(self.model, self._blocks)
-            for i, block in enumerate(holder):
+            found = holder(self.model, self._blocks)
+            for i, block in enumerate(found):
                 for tap in self._taps:
                     if tap._block is block:
-                        holder[i] = tap
+                        found[i] = tap
 
     def _restore(self) -> None:
         for module in [self.model, *(m for _, m in self.model.named_modules())]:
@@ -192,7 +192,7 @@ class Stream:
 
     def _cut(self) -> bool:
         """Put the taps in place; False if the blocks cannot be cut apart."""
-        if _holder(self.model, self._blocks) is None:
+        if holder(self.model, self._blocks) is None:
             return False
         self._taps = [_Tap(block) for block in self._blocks]
         self._tap()
@@ -205,7 +205,7 @@ class Stream:
         plain = isinstance(first, mx.array) and first.ndim == 3
         chained = all(tap.seen is first for tap in self._taps)
         beside = [value for tap in self._taps if tap.call for value in tap.call.beside_hidden()]
-        if not (plain and chained) or any(_carries_state(value) for value in beside):
+        if not (plain and chained) or any(carries_state(value) for value in beside):
             self._taps = []
             return False
         return True
@@ -220,16 +220,16 @@ class Stream:
         return self._calls[tuple(shape)]
 
 
-def _carries_state(value: Any) -> bool:
+def carries_state(value: Any) -> bool:
     """True for an argument that may depend on the hidden states (a mask or a position does not)."""
     return isinstance(value, mx.array) and value.ndim >= 3 and mx.issubdtype(value.dtype, mx.floating)
 
 
-def _logits(output: Any) -> mx.array:
+def logits_of(output: Any) -> mx.array:
     return output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
 
 
-def _holder(model: nn.Module, blocks: list[nn.Module]) -> list[Any] | None:
+def holder(model: nn.Module, blocks: list[nn.Module]) -> list[Any] | None:
     """The list, inside some module, that has the blocks as its entries."""
     for _, module in model.named_modules():
         for value in module.values():

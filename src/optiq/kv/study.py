@@ -1,0 +1,228 @@
+"""`optiq kv-cache`: the stages in order, no maths.
+
+model, text -> statistics -> damages -> plan -> its divergence -> kv_config.json, kv_sensitivity.json
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from optiq import files
+from optiq.errors import InputError
+from optiq.events import QUIET, Events
+from optiq.kv import allocation, attach, sensitivity
+from optiq.kv.config import NAME, STATISTICS, write_config
+from optiq.kv.recipe import GROUP_SIZES, Recipe, check_bits, check_scheme
+from optiq.kv.rows import Statistics
+from optiq.kv.sensitivity import LayerDamage
+from optiq.kv.simulation import make_caches
+from optiq.kv.text import rows
+from optiq.measure.tokens import Tokens
+from optiq.models.checkpoint import Checkpoint
+from optiq.models.hub import resolve
+from optiq.models.load import load_modules
+from optiq.models.parts import Parts
+from optiq.plan.types import Plan
+
+SENSITIVITY = "kv_sensitivity.json"
+MOST_SAMPLES = 4
+SAMPLE_BYTES = 2e12  # weight bytes x tokens that are read where --n-samples does not say: minutes on a small CPU
+TIMED = 128  # tokens of the pass that the expected time comes from
+DEFAULT_BITS = (4, 8)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for.
+
+    Args:
+        model: directory or hub id.
+        output: directory of the files.
+        target_bits: mean width over all keys and values.
+        candidate_bits: widths to choose from.
+        samples: rows of text; None for `default_samples`.
+        length: tokens per row; less where the model's context is shorter.
+        group_size: scheme affine: values per scale.
+        scheme: one of `recipe.SCHEMES`.
+        overwrite: replace files of an earlier run.
+    """
+
+    model: str
+    output: Path
+    target_bits: float = 5.0
+    candidate_bits: Sequence[int] = DEFAULT_BITS
+    samples: int | None = None
+    length: int = 8192
+    group_size: int = 64
+    scheme: str = "best"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was found.
+
+    Args:
+        path: the written kv_config.json.
+        found: damages.
+        plan: the solver's.
+        recipes: by layer.
+        measured: KL of the whole plan: `packed` with every token packed (what the predictions add up to), `decoding` with
+            tokens packed as decoding packs them.
+        text: what it was measured on.
+    """
+
+    path: Path
+    found: list[LayerDamage]
+    plan: Plan
+    recipes: dict[int, Recipe]
+    measured: dict[str, float]
+    text: Tokens
+
+
+def run(settings: Settings, events: Events = QUIET) -> Study:
+    """Measure, choose and write.
+
+    Raises:
+        OptiqError: one clear line; nothing is written.
+    """
+    check(settings)
+    path = resolve(settings.model, events=events)
+    checkpoint = Checkpoint.open(path)
+    model, _ = load_modules(path)
+    attach.layers(model)
+    text = rows(checkpoint, settings.length, settings.samples or default_samples(model, settings.length), events=events)
+    for note in text.notes:
+        events.info(note.replace("mixed: ", "text: "))
+    base = sensitivity.base_recipe(settings.scheme, settings.candidate_bits, settings.group_size)
+    dtype, weights = cache_dtype(model), weight_bytes(model)
+    with Parts(model) as parts:
+        announce(parts, settings, text, weights, events)
+        moments = sensitivity.gather(parts, text.ids, dtype, events)
+        known: dict[int, Statistics] = {}
+        if base.centred:
+            bits = min(settings.candidate_bits)
+            known = sensitivity.choose_statistics(parts, text.ids[0], base, bits, moments, dtype, events)
+        found = sensitivity.measure(parts, text.ids, base, settings.candidate_bits, moments, known, dtype, events)
+        plan, recipes = allocation.solve(found, base, settings.target_bits)
+        with events.stage("the plan's divergence", 2, "passes") as stage:
+            measured = {}
+            for name, at_once in (("packed", True), ("decoding", False)):
+                measured[name] = sensitivity.measure_plan(parts, text.ids, recipes, known, dtype, at_once)
+                stage.advance()
+    file = write(settings, recipes, known, found)
+    return Study(file, found, plan, recipes, measured, text)
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be done before any work.
+
+    Raises:
+        InputError: a value out of range, or files that are there already.
+    """
+    check_scheme(settings.scheme, "--scheme")
+    for bits in settings.candidate_bits:
+        check_bits(settings.scheme, bits, "--candidate-bits")
+    if not settings.target_bits >= min(settings.candidate_bits) or settings.target_bits == float("inf"):
+        least = min(settings.candidate_bits)
+        raise InputError(
+            f"--target-bits is {settings.target_bits:g}, expected at least {least}, the smallest of --candidate-bits"
+        )
+    if settings.group_size not in GROUP_SIZES:
+        raise InputError(f"--group-size is {settings.group_size}, expected one of {', '.join(map(str, GROUP_SIZES))}")
+    if settings.samples is not None and settings.samples < 1:
+        raise InputError(f"--n-samples is {settings.samples}, expected at least 1")
+    if settings.length < 32:
+        raise InputError(f"--seq-len is {settings.length}, expected at least 32")
+    if settings.output.exists() and not settings.output.is_dir():
+        raise InputError(f"{settings.output} is no directory; choose another -o")
+    there = [name for name in (NAME, SENSITIVITY, STATISTICS) if (settings.output / name).exists()]
+    if there and not settings.overwrite:
+        raise InputError(f"{settings.output / there[0]} exists already; choose another -o, or pass --overwrite to replace it")
+
+
+def default_samples(model: Any, length: int) -> int:
+    """How many rows are measured: as many as `SAMPLE_BYTES` allow, from 1 to `MOST_SAMPLES`."""
+    return max(1, min(MOST_SAMPLES, int(SAMPLE_BYTES / (weight_bytes(model) * length))))
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all weights."""
+    return sum(int(value.nbytes) for _, value in tree_flatten(model.parameters()))
+
+
+def cache_dtype(model: Any) -> mx.Dtype:
+    """The type in which a model's caches keep full-precision tokens: that of its 16-bit weights, float32 where there are none."""
+    kinds = {value.dtype for _, value in tree_flatten(model.parameters())}
+    return next((kind for kind in (mx.bfloat16, mx.float16) if kind in kinds), mx.float32)
+
+
+def announce(parts: Parts, settings: Settings, text: Tokens, weights: int, events: Events) -> None:
+    """Say how long it will take, and how much memory."""
+    ids = mx.array(text.ids[:1, :TIMED])
+    seconds = 0.0
+    for _ in range(2):  # the first pays for what is made once
+        start = time.perf_counter()
+        parts.forward(ids, make_caches(parts, mx.float32, {}), parts.depth)
+        seconds = (time.perf_counter() - start) / ids.shape[1]
+    depth = max(parts.depth, 1)
+    passes = sum((depth - parts.first(layer.index)) / depth for layer in parts.layers)
+    count, length = text.ids.shape
+    probes = 2 * len(settings.candidate_bits) * count + (5 if settings.scheme == "best" else 0)
+    vocabulary = sensitivity.vocabulary(parts)
+    logits = 4 * vocabulary * len(sensitivity.probe_positions(length, vocabulary))
+    # What a block holds at once is taken as 24 arrays as large as the hidden state.
+    memory = weights + 3 * logits + 4 * length * width(parts) * (len(parts.layers) + 24) + 300_000_000
+    events.info(
+        f"{count} rows of {length} tokens, {len(parts.layers)} layers with a key/value cache; "
+        f"expected: about {_duration((passes * probes + 6 * count) * length * seconds)}, {files.size_text(memory)} of memory"
+    )
+
+
+def width(parts: Parts) -> int:
+    """Of the hidden state."""
+    _, found = parts.logits(mx.zeros((1, 1), mx.int32), make_caches(parts, mx.float32, {}), mx.array([0]), keep=(0,))
+    return int(found[0].shape[-1]) if found else 4096
+
+
+def write(settings: Settings, recipes: dict[int, Recipe], known: dict[int, Statistics], found: Sequence[LayerDamage]) -> Path:
+    """Write the files, kv_config.json last; the path of that one."""
+    out = settings.output
+    files.write_json(out / SENSITIVITY, [sensitivity_entry(entry) for entry in found])
+    write_config(out / NAME, recipes, known)
+    if not known:
+        (out / STATISTICS).unlink(missing_ok=True)
+    return out / NAME
+
+
+def sensitivity_entry(entry: LayerDamage) -> dict[str, Any]:
+    """One layer of kv_sensitivity.json."""
+    return {
+        "layer_idx": entry.layer.index,
+        "layer_name": entry.name,
+        "sensitivities": {str(bits): entry.keys[bits] + entry.values[bits] for bits in sorted(entry.keys)},
+        "n_kv_heads": entry.heads,
+        "head_dim": entry.k_width,
+        "keys": {str(bits): entry.keys[bits] for bits in sorted(entry.keys)},
+        "values": {str(bits): entry.values[bits] for bits in sorted(entry.values)},
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(5, round(seconds / 5) * 5)} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def mean_bits(found: Sequence[LayerDamage], recipes: dict[int, Recipe]) -> float:
+    """Mean width of codes over all keys and values."""
+    pairs = [(recipes[e.layer.index], e) for e in found]
+    bits = sum(e.heads * (r.k_bits * e.k_width + r.v_bits * e.v_width) for r, e in pairs)
+    return bits / sum(e.heads * (e.k_width + e.v_width) for e in found)
