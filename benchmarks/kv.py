@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +199,18 @@ def measure_bars(part: dict[str, Any]) -> list[Bar]:
 
 def quality(settings: argparse.Namespace) -> dict[str, Any]:
     """See kv_quality.py."""
-    return kv_quality.measure()
+    rows, raw = kv_quality.quality()
+    return {"rows": [asdict(row) for row in rows], "raw": raw}
+
+
+def quality_bars(part: dict[str, Any]) -> list[Bar]:
+    """As they were measured."""
+    return [Bar(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in part["rows"]]
 
 
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], list[Bar]]]] = {
     "distortion": (distortion, distortion_bars),
-    "quality": (quality, kv_quality.bars),
+    "quality": (quality, quality_bars),
     "peak": (peak, peak_bars),
     "measure": (measure, measure_bars),
     "decode": (decode, decode_bars),
