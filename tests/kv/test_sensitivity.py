@@ -95,23 +95,50 @@ def test_affine_layers_have_one_width(found: list[LayerDamage]) -> None:
 
 def test_predictions_add_up(parts: Parts, ids: np.ndarray, found: list[LayerDamage]) -> None:
     plan, recipes = allocation.solve(found, preset("best", 8), 4)
-    measured = sensitivity.measure_plan(parts, ids, recipes, {}, mx.bfloat16, True)
-    assert 0.4 < measured / plan.damage < 2.5
-    assert sensitivity.measure_plan(parts, ids, recipes, {}, mx.bfloat16, False) < measured
+    packed, decoding = sensitivity.measure_plan(parts, ids, recipes, {}, mx.bfloat16)
+    assert 0.4 < packed / plan.damage < 2.5 and decoding < packed
 
 
 def test_statistics_are_kept_where_they_pay(parts: Parts, ids: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    moments = sensitivity.gather(parts, ids, mx.bfloat16)
-    best = preset("best", 3)
-    monkeypatch.setattr(sensitivity, "LEAST_GAIN", 0.999)
-    assert sensitivity.choose_statistics(parts, ids[0], best, 3, moments, mx.bfloat16) == {}
-    monkeypatch.setattr(sensitivity, "LEAST_GAIN", -10.0)
-    # A mean that makes vectors much longer cannot pay, and one that is right for vectors far from zero does.
-    for m in moments.values():
+    moments, best = sensitivity.gather(parts, ids, mx.bfloat16), preset("best", 3)
+    words = (parts, ids[0], best, 3, moments, mx.bfloat16)
+    for m in moments.values():  # tried, for it promises much; and makes vectors longer
         assert m.value is not None
         m.value += 100.0 * m.tokens
+    assert all(known.value_mean is None for known in sensitivity.choose_statistics(*words).values())
+    monkeypatch.setattr(sensitivity, "LEAST_GAIN", -1e9)
+    moments = sensitivity.gather(parts, ids, mx.bfloat16)
     chosen = sensitivity.choose_statistics(parts, ids[0], best, 3, moments, mx.bfloat16)
-    assert all(known.value_mean is None for known in chosen.values())
+    for index, known in chosen.items():
+        assert known.key_scale is None or known.key_mean is not None
+        assert index in (3, 7)
+
+
+def test_a_mean_pays_where_keys_lie_far_from_zero(tmp_path: Path) -> None:
+    """A bias of the keys alone: no score changes, and their codes get all the worse."""
+    model, _ = load_modules(random_models.write(tmp_path / "llama", "llama"))
+    model.set_dtype(mx.float32)
+    text = np.random.default_rng(0).integers(3, 120, (1, 100))
+    for layer in model.model.layers:
+        project, attention = layer.self_attn.k_proj, layer.self_attn
+        attention.rope = _Still()  # so that the bias is the same at each position
+        attention.k_proj = lambda x, project=project: project(x) + 3.0
+    with Parts(model) as parts:
+        moments = sensitivity.gather(parts, text, mx.float32)
+        known = sensitivity.choose_statistics(parts, text[0], preset("best", 3), 3, moments, mx.float32)
+        assert sorted(known) == [0, 1, 2] and all(found.key_mean is not None for found in known.values())
+        damages = [
+            sensitivity.measure(parts, text, preset("best", 3), (3,), moments, some, mx.float32)[0].keys[3]
+            for some in ({}, known)
+        ]
+        assert damages[1] < 0.2 * damages[0]
+
+
+class _Still:
+    """A rotation by nothing, which does not say how many channels it turns: caches look for no mean by themselves."""
+
+    def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
+        return x
 
 
 def test_probed_positions() -> None:

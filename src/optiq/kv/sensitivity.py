@@ -107,29 +107,30 @@ def choose_statistics(
     dtype: mx.Dtype,
     events: Events = QUIET,
 ) -> dict[int, Statistics]:
-    """Per layer the statistics that pay on one row [L]: each is kept where it lowers the damage by `LEAST_GAIN` or more.
+    """Per layer the statistics that pay on one row [L].
 
-    Keys without anything, without their mean, and scaled too; values without anything and without their mean.
+    What `Moments` promises a gain of `LEAST_GAIN` for is tried, and kept where it lowers the damage by as much.
 
     Args:
         bits: the width at which they are compared.
     """
+    ways = {layer.index: moments[layer.index].promising(layer, LEAST_GAIN) for layer in parts.layers}
+    if not any(keys or values for keys, values in ways.values()):
+        return {}
     found: dict[int, Statistics] = {}
-    with events.stage("statistics that pay", 5 * len(parts.layers), "probes") as stage:
+    trials = sum(len(side) + 1 for both in ways.values() for side in both if side)
+    with events.stage("statistics that pay", trials, "probes") as stage:
         reference = _Reference.make(parts, row, dtype, {parts.first(layer.index) for layer in parts.layers})
         for layer in parts.layers:
-            full = moments[layer.index].statistics(layer)
             kept = []
-            for side, ways in (
-                ("keys", (Statistics(), Statistics(full.key_mean), Statistics(full.key_mean, full.key_scale))),
-                ("values", (Statistics(), Statistics(value_mean=full.value_mean))),
-            ):
-                recipe, damages = one_side(base, side, bits), []
-                for way in ways:
-                    damages.append(reference.divergence(parts, {layer.index: recipe}, {layer.index: way}, True))
-                    stage.advance(note=f"{parts.names[layer.index]} {side}")
-                best = min(range(len(ways)), key=damages.__getitem__)
-                kept.append(ways[best] if damages[best] < (1 - LEAST_GAIN) * damages[0] else ways[0])
+            for side, tried in zip(SIDES, ways[layer.index], strict=True):
+                both, damages = [Statistics(), *tried] if tried else [Statistics()], [0.0]
+                if tried:
+                    recipes = {layer.index: one_side(base, side, bits)}
+                    damages = [reference.divergence(parts, recipes, {layer.index: way}, True) for way in both]
+                    stage.advance(len(both), note=f"{parts.names[layer.index]} {side}")
+                best = min(range(len(both)), key=damages.__getitem__)
+                kept.append(both[best] if damages[best] <= (1 - LEAST_GAIN) * damages[0] else both[0])
             keys, values = kept
             if keys.key_mean is not None or values.value_mean is not None:
                 found[layer.index] = Statistics(keys.key_mean, keys.key_scale, values.value_mean)
@@ -137,19 +138,15 @@ def choose_statistics(
 
 
 def measure_plan(
-    parts: Parts,
-    ids: np.ndarray,
-    recipes: Mapping[int, Recipe],
-    known: Mapping[int, Statistics],
-    dtype: mx.Dtype,
-    at_once: bool,
-) -> float:
-    """KL of recipes in all their layers at once, over rows [N, L]; `at_once`: every token packed but the sinks, else as
-    decoding packs them."""
-    total = 0.0
+    parts: Parts, ids: np.ndarray, recipes: Mapping[int, Recipe], known: Mapping[int, Statistics], dtype: mx.Dtype
+) -> tuple[float, float]:
+    """KL of recipes in all their layers at once, over rows [N, L]: all tokens packed but the sinks, and as decoding packs."""
+    packed = decoding = 0.0
     for row in ids:
-        total += _Reference.make(parts, row, dtype, {parts.first(min(recipes))}).divergence(parts, recipes, known, at_once)
-    return total / len(ids)
+        reference = _Reference.make(parts, row, dtype, {parts.first(min(recipes))})
+        packed += reference.divergence(parts, recipes, known, True)
+        decoding += reference.divergence(parts, recipes, known, False)
+    return packed / len(ids), decoding / len(ids)
 
 
 def one_side(base: Recipe, side: str, bits: int) -> Recipe:

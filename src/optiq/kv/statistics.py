@@ -37,6 +37,7 @@ class Moments:
     key_square: list[Floats] = field(default_factory=list)
     query_square: Floats | None = None
     value: Floats | None = None
+    value_square: Floats | None = None
 
     def see(self, queries: mx.array, keys: mx.array, values: mx.array) -> None:
         """Add queries [B, H, L, D], keys [B, G, L, D] and values [B, G, L, Dv] of whole rows."""
@@ -49,12 +50,13 @@ class Moments:
         squares = [part.square().sum((0, 2)) for part in parts]
         share = q.shape[1] // groups
         asked = q.square().reshape(q.shape[0], groups, share, -1, q.shape[3]).sum((0, 2, 3)) / share
-        given = v.sum((0, 2))
-        mx.eval(sums, squares, asked, given)
+        given, strong = v.sum((0, 2)), v.square().sum((0, 2))
+        mx.eval(sums, squares, asked, given, strong)
         self.key = _added(self.key, [np.array(x, np.float64) for x in sums])
         self.key_square = _added(self.key_square, [np.array(x, np.float64) for x in squares])
         self.query_square = np.array(asked, np.float64) + (0 if self.query_square is None else self.query_square)
         self.value = np.array(given, np.float64) + (0 if self.value is None else self.value)
+        self.value_square = np.array(strong, np.float64) + (0 if self.value_square is None else self.value_square)
         self.tokens += keys.shape[0] * (length - first)
 
     @property
@@ -63,20 +65,38 @@ class Moments:
         assert self.value is not None
         return (*self.key[0].shape, self.value.shape[1])
 
+    def promising(self, layer: KeyValueLayer, gain: float) -> tuple[list[Statistics], list[Statistics]]:
+        """For keys and for values, the statistics that promise to lower the squared error of scores, or values, by `gain`."""
+        assert self.query_square is not None and self.value is not None and self.value_square is not None
+        full = self.statistics(layer)
+        mean, energy = self.key_mean(layer), np.sum(self.key_square, axis=0) / self.tokens
+        variance, query = self._key_variance(mean), self.query_square / self.tokens
+        centred = float(1 - (variance.sum(1) / energy.sum(1)).min())
+        scaled = float(1 - (np.sqrt(variance * query).sum(1) ** 2 / (energy.sum(1) * query.sum(1))).min())
+        value = float((np.square(self.value / self.tokens).sum(1) / (self.value_square / self.tokens).sum(1)).max())
+        keys = [Statistics(full.key_mean)] if centred >= gain else []
+        keys += [Statistics(full.key_mean, full.key_scale)] if scaled >= gain else []
+        return keys, [Statistics(value_mean=full.value_mean)] if value >= gain else []
+
     def statistics(self, layer: KeyValueLayer) -> Statistics:
-        """What scheme `best` wants to know."""
+        """All of them."""
         assert self.query_square is not None and self.value is not None
         mean = self.key_mean(layer)
-        variance = np.maximum(sum(self.key_square) / self.tokens - 2 * mean * sum(self.key) / self.tokens + mean**2, 0)
+        variance = self._key_variance(mean)
         return Statistics(
             mx.array(mean, mx.float32),
             mx.array(scale(_tied(variance, layer), _tied(self.query_square / self.tokens, layer)), mx.float32),
             mx.array(self.value / self.tokens, mx.float32),
         )
 
+    def _key_variance(self, mean: Floats) -> Floats:
+        """E (k - mean)^2, [G, D]."""
+        found = np.sum(self.key_square, axis=0) / self.tokens - 2 * mean * np.sum(self.key, axis=0) / self.tokens + mean**2
+        return np.asarray(np.maximum(found, 0))
+
     def key_mean(self, layer: KeyValueLayer) -> Floats:
         """[G, D]: zero in channels whose mean depends on the position."""
-        mean = sum(self.key) / self.tokens
+        mean = np.asarray(np.sum(self.key, axis=0) / self.tokens)
         each = self.tokens / SEGMENTS
         helps = np.all([2 * mean * part / each > mean**2 for part in self.key], axis=0)
         turning = np.arange(mean.shape[1]) < (mean.shape[1] if layer.rotary is None else layer.rotary)

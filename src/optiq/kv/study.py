@@ -34,6 +34,7 @@ from optiq.plan.types import Plan
 SENSITIVITY = "kv_sensitivity.json"
 MOST_SAMPLES = 4
 SAMPLE_BYTES = 2e12  # weight bytes x tokens that are read where --n-samples does not say: minutes on a small CPU
+WIDE_BYTES = 200_000_000  # of weights, up to which a model computes in float32; at 0.8 B in 4 bits that takes three times as long
 TIMED = 128  # tokens of the pass that the expected time comes from
 DEFAULT_BITS = (4, 8)
 
@@ -103,7 +104,7 @@ def run(settings: Settings, events: Events = QUIET) -> Study:
         events.info(note.replace("mixed: ", "text: "))
     base = sensitivity.base_recipe(settings.scheme, settings.candidate_bits, settings.group_size)
     dtype, weights = cache_dtype(model), weight_bytes(model)
-    with Parts(model) as parts:
+    with Parts(model, weights <= WIDE_BYTES) as parts:
         announce(parts, settings, text, weights, events)
         moments = sensitivity.gather(parts, text.ids, dtype, events)
         known: dict[int, Statistics] = {}
@@ -112,13 +113,11 @@ def run(settings: Settings, events: Events = QUIET) -> Study:
             known = sensitivity.choose_statistics(parts, text.ids[0], base, bits, moments, dtype, events)
         found = sensitivity.measure(parts, text.ids, base, settings.candidate_bits, moments, known, dtype, events)
         plan, recipes = allocation.solve(found, base, settings.target_bits)
-        with events.stage("the plan's divergence", 2, "passes") as stage:
-            measured = {}
-            for name, at_once in (("packed", True), ("decoding", False)):
-                measured[name] = sensitivity.measure_plan(parts, text.ids, recipes, known, dtype, at_once)
-                stage.advance()
+        with events.stage("the plan's divergence", 1, "passes") as stage:
+            packed, decoding = sensitivity.measure_plan(parts, text.ids, recipes, known, dtype)
+            stage.advance()
     file = write(settings, recipes, known, found)
-    return Study(file, found, plan, recipes, measured, text)
+    return Study(file, found, plan, recipes, {"packed": packed, "decoding": decoding}, text)
 
 
 def check(settings: Settings) -> None:
@@ -155,13 +154,18 @@ def default_samples(model: Any, length: int) -> int:
 
 def weight_bytes(model: Any) -> int:
     """Bytes of all weights."""
-    return sum(int(value.nbytes) for _, value in tree_flatten(model.parameters()))
+    return sum(int(value.nbytes) for value in _weights(model))
 
 
 def cache_dtype(model: Any) -> mx.Dtype:
     """The type in which a model's caches keep full-precision tokens: that of its 16-bit weights, float32 where there are none."""
-    kinds = {value.dtype for _, value in tree_flatten(model.parameters())}
+    kinds = {value.dtype for value in _weights(model)}
     return next((kind for kind in (mx.bfloat16, mx.float16) if kind in kinds), mx.float32)
+
+
+def _weights(model: Any) -> list[mx.array]:
+    leaves: Any = tree_flatten(model.parameters())
+    return [value for _, value in leaves]
 
 
 def announce(parts: Parts, settings: Settings, text: Tokens, weights: int, events: Events) -> None:
@@ -175,14 +179,14 @@ def announce(parts: Parts, settings: Settings, text: Tokens, weights: int, event
     depth = max(parts.depth, 1)
     passes = sum((depth - parts.first(layer.index)) / depth for layer in parts.layers)
     count, length = text.ids.shape
-    probes = 2 * len(settings.candidate_bits) * count + (5 if settings.scheme == "best" else 0)
+    probes = 2 * len(settings.candidate_bits) * count
     vocabulary = sensitivity.vocabulary(parts)
     logits = 4 * vocabulary * len(sensitivity.probe_positions(length, vocabulary))
     # What a block holds at once is taken as 24 arrays as large as the hidden state.
     memory = weights + 3 * logits + 4 * length * width(parts) * (len(parts.layers) + 24) + 300_000_000
     events.info(
         f"{count} rows of {length} tokens, {len(parts.layers)} layers with a key/value cache; "
-        f"expected: about {_duration((passes * probes + 6 * count) * length * seconds)}, {files.size_text(memory)} of memory"
+        f"expected: about {_duration((passes * probes + 4 * count) * length * seconds)}, {files.size_text(memory)} of memory"
     )
 
 

@@ -1,10 +1,10 @@
 """A loaded model in parts: a forward pass that begins at any block, keeps what enters some, and gives logits where wanted.
 
-The model's own forward code does everything; its blocks are wrapped while a `Parts` is open. Blocks compute in float32, so that
-small changes show. A model whose blocks do not simply hand a hidden state on cannot be cut: its passes always begin at the front.
+The model's own forward code does everything; its blocks are wrapped while a `Parts` is open. A model whose blocks do not simply
+hand a hidden state on cannot be cut: its passes always begin at the front.
 Weights stay as they are loaded; `optiq.models.stream` is for models that are read block by block.
 
-Shapes: ids [B, L] int32, hidden [B, L, E] float32, logits [B, P, V] float32 at P positions.
+Shapes: ids [B, L] int32, hidden [B, L, E], logits [B, P, V] float32 at P positions.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Place:
             return x
         if index < now.start:
             return now.hidden if index == now.start - 1 else x
-        if index == 0:
+        if index == 0 and self._owner.wide:
             x = x.astype(mx.float32)
         if index in now.keep:
             now.found[index] = x
@@ -63,6 +63,8 @@ class Parts:
 
     Args:
         model: as loaded.
+        wide: blocks compute in float32, so that small changes show; else in the model's own type, which is faster where its
+            weights are codes.
 
     Attributes:
         depth: number of blocks, whose module paths are `names`.
@@ -70,8 +72,8 @@ class Parts:
         vocabulary: width of the logits, once somebody has asked for it.
     """
 
-    def __init__(self, model: Any):
-        self.model = model
+    def __init__(self, model: Any, wide: bool = True):
+        self.model, self.wide = model, wide
         self.now = _Pass()
         self._blocks = list(block_list(model))
         self._list = holder(model, self._blocks) if self._blocks else None
