@@ -73,18 +73,17 @@ class SimulatedCache:
         keys, values = self._sides
         if self._watch is not None:
             self._watch(queries, keys, values)
-        if self.recipe is None:
-            return attention.attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
-        keys = self._centred(self.recipe, keys)
-        packed = self._packed(self.recipe, keys, values)
-        first = 0 if self.layer.window else self.recipe.sinks
-        if self._at_once:
-            keys, values = (
-                mx.concatenate([a[:, :, :first], b[:, :, first:]], 2) for a, b in zip((keys, values), packed, strict=True)
-            )
-            return attention.attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
-        keys, values = (mx.concatenate([a, b], 2) for a, b in zip((keys, values), packed, strict=True))
-        return attention.attention(queries, keys, values, scale=scale, mask=self._mask(mask, first), sinks=sinks)
+        if self.recipe is not None:
+            first = 0 if self.layer.window else self.recipe.sinks
+            keys = self._centred(self.recipe, keys)
+            pairs = list(zip((keys, values), self._packed(self.recipe, keys, values), strict=True))
+            if self._at_once:
+                keys, values = (mx.concatenate([a[:, :, :first], b[:, :, first:]], 2) for a, b in pairs)
+            else:
+                keys, values = (mx.concatenate([a, b], 2) for a, b in pairs)
+                mask = self._mask(mask, first)
+        found = attention.attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+        return found.astype(queries.dtype)
 
     def _centred(self, recipe: Recipe, keys: mx.array) -> mx.array:
         """Keys without their mean: the known one, or that of the first keys as `Columns` finds it."""
