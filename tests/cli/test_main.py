@@ -160,7 +160,7 @@ module.add_arguments = lambda parser: None
 def run(args, events):
     with building(sys.argv[1]):
         print("ready", flush=True)
-        time.sleep(30)
+        time.sleep(600)
 module.run = run
 sys.modules["optiq.cli.doctor"] = module
 sys.exit(main(["doctor"]))
@@ -174,7 +174,7 @@ def test_signals_unwind_and_leave_nothing_half_written(tmp_path: Path, number: s
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=300)
     assert (process.returncode, list(tmp_path.iterdir())) == (code, [])
     assert errors == "optiq: error: interrupted; finished work is kept\n"
 
