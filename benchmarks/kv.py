@@ -85,7 +85,7 @@ def distortion_bars(part: dict[str, Any]) -> list[Bar]:
                 )
             )
     for bits, most, reference in ((3, 50, "the reference recipe: 56"), (4, 66, "16-bit: 256")):
-        figure = float(part["bytes_at_128"][str(bits)] if str(bits) in part["bytes_at_128"] else part["bytes_at_128"][bits])
+        figure = float(part["bytes_at_128"][str(bits)])
         what = f"bytes of a TQ{bits} vector at head width 128, its scale included"
         found.append(Bar(f"3.bytes_tq{bits}", what, figure, "B", most, "<=", reference))
     return found

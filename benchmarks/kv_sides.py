@@ -65,18 +65,15 @@ class Side:
         self.name = name
         self._context = Context(model, lambda model: make(model, name))
         fill(model, self._context.caches, depth)
-        self._draw(4)  # whoever has looked at the arrays makes the next step copy them
+        self.draw(4)  # whoever has looked at the arrays makes the next step copy them
         self.cache_bytes = sum(self._context.caches[layer.place].nbytes for layer in attach.layers(model))
 
-    def _draw(self, count: int) -> float:
+    def draw(self, count: int) -> float:
+        """Seconds per token; the cache grows by so many tokens, which are few beside its depth."""
         start = time.perf_counter()
         for _ in self._context.steps(1, lambda logits: argmax(logits[None]), count):
             pass
         return (time.perf_counter() - start) / count
-
-    def sample(self, count: int) -> float:
-        """Seconds per token; the cache grows by so many tokens, which are few beside its depth."""
-        return self._draw(count)
 
 
 def decode(model_dir: str, depth: int, names: list[str], repeats: int, new: int) -> dict[str, Any]:
@@ -86,7 +83,7 @@ def decode(model_dir: str, depth: int, names: list[str], repeats: int, new: int)
     found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
         for side in sides:
-            found[side.name].append(side.sample(new))
+            found[side.name].append(side.draw(new))
     sizes = {side.name: side.cache_bytes for side in sides}
     medians = {name: statistics.median(values) for name, values in found.items()}
     return {"depth": depth, "new_tokens": new, "seconds_per_token": found, "median": medians, "cache_bytes": sizes}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from mlx_lm.tuner.lora import LoRALinear
 
-from optiq.kernels import native
-from optiq.models import layers, steps
+from optiq.kernels import fused, native
+from optiq.models import layers
 from optiq.models.caches import make_caches
 from optiq.models.load import load_modules
 
@@ -130,4 +130,4 @@ def test_a_copy_builds_its_own_layers(counted: list[bool]) -> None:
     other = copy.deepcopy(model)
     assert other.layers[0].__dict__["_built_step"].layer is None
     np.testing.assert_array_equal(_run(other, ids)[1], wanted[1])
-    assert steps.FEW_ROWS == 16
+    assert fused.FEW_ROWS == 16

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, events: Events) -> int:
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
-        "date": _today(),
+        "date": today(),
         "model": {"name": path.resolve().name, "weight_bytes": weight_bytes(model)},
         "machine": machine(),
         "prefill_chunk": plan.prefill_chunk,
@@ -166,7 +166,8 @@ def _by_comma(values: Sequence[int]) -> str:
     return ",".join(map(str, values))
 
 
-def _today() -> str:
+def today() -> str:
+    """The time of a result, UTC."""
     import datetime
 
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from optiq.events import Events
 
 def run_curve(args: argparse.Namespace, events: Events) -> int:
     """Measure, write the files, print the table."""
+    from optiq.cli.bench import today
     from optiq.cli.output import show
     from optiq.generate import curve, curve_files
     from optiq.generate.bench import machine, weight_bytes
@@ -33,7 +33,7 @@ def run_curve(args: argparse.Namespace, events: Events) -> int:
     about: dict[str, Any] = {
         "schema": 1,
         "kind": "optiq-kv-curve",
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": today(),
         "command": f"optiq bench --kv-curve MODEL --repeats {plan.repeats} --generate-lengths {plan.generate}",
         "model": {"name": path.resolve().name, "weight_bytes": weight_bytes(model)},
         "machine": machine(),

@@ -20,6 +20,7 @@ from optiq.errors import InputError
 from optiq.events import QUIET, Events
 from optiq.generate.decode import Context
 from optiq.kernels import loss
+from optiq.kernels.argmax import argmax
 from optiq.kv import attach
 from optiq.kv.recipe import Recipe, preset
 from optiq.models.caches import Caches, make_caches, wired
@@ -140,7 +141,7 @@ def _sample(
         mx.eval(row)
         if count == 0:
             begun = time.perf_counter()
-        token = int(mx.argmax(row).item()) if given is None else given[count]
+        token = int(argmax(row).item()) if given is None else given[count]
         tokens.append(token)
         rows.append(row)
     end = time.perf_counter()

@@ -213,7 +213,7 @@ class DecoderLayer:
 
     def __call__(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
         """x [B, L, E]; the block's output [B, L, E]."""
-        if prod(x.shape[:-1]) <= steps.FEW_ROWS:
+        if prod(x.shape[:-1]) <= fused.FEW_ROWS:
             y = DecoderLayer._step(self, x, mask, cache)
             if y is not None:
                 return y
@@ -225,8 +225,6 @@ class DecoderLayer:
     def _step(self: Any, x: mx.array, mask: Any, cache: Any) -> mx.array | None:
         if self.is_linear:
             return steps.linear(self, x, cache, _codes_alone) if mask is None else None
-        if not isinstance(self.self_attn["rope"], nn.RoPE):
-            return None
         return steps.attention(self, x, cache, _codes_alone, partial(_attend, mask=mask, cache=cache, scale=self.self_attn.scale))
 
 

@@ -14,10 +14,9 @@ from operator import is_
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from optiq.kernels import native
-
-FEW_ROWS = 16
 
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LINEAR = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
@@ -89,7 +88,7 @@ def attention(
     arrays = [q_norm["weight"], k_norm["weight"]]
 
     def build(common: list[Any]) -> Any:
-        if not hasattr(rope, "traditional") or rope.traditional or q_norm.eps != k_norm.eps:
+        if not isinstance(rope, nn.RoPE) or rope.traditional or q_norm.eps != k_norm.eps:
             return None
         return fast.attention_layer(*common, *arrays, q_norm.eps, rope.dims, rope.base, rope.scale)
 
