@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -70,7 +71,9 @@ def test_the_smoke_test_of_the_document(tiny_model: Path) -> None:
 
 
 def test_the_minimal_usage_of_the_document(tiny_model: Path) -> None:
-    _python("-c", MINIMAL_USAGE + "print(logits.shape, [c.offset for c in cache if hasattr(c, 'offset')])", folder=tiny_model)
+    told = "print([*logits.shape], [c.offset for c in cache if isinstance(c, TurboQuantKVCache)])"
+    shape, offsets = json.loads("[" + _python("-c", MINIMAL_USAGE + told, folder=tiny_model).replace("] [", "], [") + "]")
+    assert shape[0] == 1 and shape[1] > 5 and offsets and set(offsets) == {shape[1]}
 
 
 def test_the_example(tiny_model: Path) -> None:

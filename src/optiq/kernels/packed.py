@@ -183,13 +183,12 @@ def attend(
 
 def _followed(packed: Packed, form: Form, tail: mx.array, dtype: mx.Dtype) -> mx.array:
     """The vectors as attention sees them, [B, G, P, D], and the tail behind them."""
-    fast, factors = _native(tail), form.factors
+    fast = _native(tail)
     if fast is not None:
+        factors = form.factors
         both: mx.array = fast.unpack(*packed, factors.undo, form.native_book, factors.mean, tail.astype(dtype), dtype)
         return both
-    x = rotation.transform(unpack_rotated(packed, form.book)) * form.undo[:, None]
-    x = x if form.mean is None else x + form.mean[:, None]
-    return mx.concatenate([x.astype(dtype), tail.astype(dtype)], 2)
+    return mx.concatenate([_turned_back(packed, form, form.undo, dtype), tail.astype(dtype)], 2)
 
 
 def _native(x: mx.array) -> Any:
@@ -269,7 +268,12 @@ def unpack_rotated(packed: Packed, book: Codebook) -> mx.array:
 
 def unpack_reference(packed: Packed, form: Form, dtype: mx.Dtype = mx.float32) -> mx.array:
     """The definition of unpacking: the vectors [B, G, P, D] themselves; values with their mean, keys without."""
-    x = rotation.transform(unpack_rotated(packed, form.book)) / form.diagonal[:, None]
+    return _turned_back(packed, form, 1.0 / form.diagonal, dtype)
+
+
+def _turned_back(packed: Packed, form: Form, factor: mx.array, dtype: mx.Dtype) -> mx.array:
+    """factor H y' and the mean, factor [G, D]."""
+    x = rotation.transform(unpack_rotated(packed, form.book)) * factor[:, None]
     return (x if form.mean is None else x + form.mean[:, None]).astype(dtype)
 
 
