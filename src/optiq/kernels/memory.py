@@ -7,7 +7,10 @@ grow with their number. MLX on a CPU allocates through it.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+
+import mlx.core as mx
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt, malloc.h of glibc
 
@@ -37,3 +40,15 @@ def retain(most_bytes: int = (1 << 31) - 1) -> None:
     if set_option is not None:
         set_option(_TRIM_THRESHOLD, most_bytes)
         set_option(_MMAP_THRESHOLD, most_bytes // 2)
+
+
+def available_bytes() -> int:
+    """Memory that this process could take without driving others out; on macOS, what Metal recommends as a working set."""
+    if sys.platform == "linux":
+        try:
+            with open("/proc/meminfo") as lines:
+                return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        except (OSError, StopIteration):
+            pass
+    recommended = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    return recommended or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -31,9 +31,23 @@ def make_caches(model: Any) -> Caches:
     from mlx_lm.models.cache import KVCache, make_prompt_cache
 
     caches = list(make_prompt_cache(model))
-    if native.module() is None:
-        return caches
-    return [_growing_cache()() if type(cache) is KVCache else cache for cache in caches]
+    return [growing_cache() if type(cache) is KVCache else cache for cache in caches]
+
+
+def growing_cache() -> Any:
+    """An empty plain key/value cache, of the class that appends in place where there are native kernels."""
+    from mlx_lm.models.cache import KVCache
+
+    return KVCache() if native.module() is None else _growing_cache()()
+
+
+def cache_kind(cache: Any) -> str:
+    """`plain` keys and values, recurrent `state`, or `other`."""
+    from mlx_lm.models.cache import ArraysCache, KVCache
+
+    if isinstance(cache, KVCache):
+        return "plain"
+    return "state" if type(cache) is ArraysCache else "other"
 
 
 @functools.cache
