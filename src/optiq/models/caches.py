@@ -65,14 +65,16 @@ def _growing_cache() -> type:
         """See `_growing_cache`."""
 
         owned = False
+        settled = False  # the buffer is on large pages, as far as the system gave them
 
         def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
             start, end = self.offset, self.offset + keys.shape[2]
             if not self.owned or end > self.keys.shape[2] or keys.dtype != self.keys.dtype or values.dtype != self.values.dtype:
-                self.owned = True
+                self.owned, self.settled = True, False
                 return super().update_and_fetch(keys, values)
-            self.keys = fast.append(self.keys, keys, start)
-            self.values = fast.append(self.values, values, start)
+            self.keys = fast.append(self.keys, keys, start, not self.settled)
+            self.values = fast.append(self.values, values, start, not self.settled)
+            self.settled = True
             self.offset = end
             return self.keys_and_values()
 
