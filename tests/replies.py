@@ -107,3 +107,24 @@ WRITERS = (
     ("mistral", mistral_array),
     ("pythonic", pythonic),
 )
+
+CALLS = (
+    ("get_weather", {"city": 'Os"lo\n', "days": 3, "places": ["a", {"b": None}], "wind": -0.5, "hourly": True}),
+    ("write_file", {"text": "def f():\n    return '[x]'\n"}),
+    ("get_weather", {}),
+)
+
+
+def near_calls(name: str) -> st.SearchStrategy[str]:
+    """Replies full of calls in one format, many of them damaged: some characters cut out, a mark put in."""
+    whole = [write(*call) for kind, write in WRITERS if kind == name for call in CALLS]
+
+    def damaged(call: str, place: int, cut: int, mark: str) -> str:
+        place %= len(call) + 1
+        return call[:place] + mark + call[place + cut :]
+
+    damage = st.builds(
+        damaged, st.sampled_from(whole), st.integers(0, 300), st.integers(0, 4) | st.just(1000), st.sampled_from(["", *MARKS])
+    )
+    part = st.one_of(st.sampled_from(whole), damage, damage, st.sampled_from(MARKS), st.text(max_size=4))
+    return st.lists(part, max_size=6).map("".join)

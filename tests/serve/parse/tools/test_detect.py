@@ -28,7 +28,8 @@ MISTRAL_ARRAY = """{{ bos_token }}{% for message in messages %}{% if message.rol
 PYTHONIC = """{% for message in messages %}<|start_header_id|>{{ message.role }}<|end_header_id|>
 
 {% if message.tool_calls %}[{% for call in message.tool_calls %}{{ call.function.name }}(
-{%- for name, value in call.function.arguments.items() %}{{ name }}={{ "%s" | format(value) }}{% if not loop.last %}, {% endif %}
+{%- for name, value in call.function.arguments.items() %}{{ name }}=QUOTE{{ "%s" | format(value) }}QUOTE
+{%- if not loop.last %}, {% endif %}
 {%- endfor %}){% if not loop.last %}, {% endif %}{% endfor %}]{% else %}{{ message.content }}{% endif %}<|eot_id|>{% endfor %}
 {% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>
 
@@ -46,7 +47,8 @@ TEXT_ARGUMENTS = (
         (HERMES, "hermes"),
         (MISTRAL, "mistral"),
         (MISTRAL_ARRAY, "mistral"),
-        (PYTHONIC, "pythonic"),
+        (PYTHONIC.replace("QUOTE", ""), "pythonic"),
+        (PYTHONIC.replace("QUOTE", '"'), "pythonic"),
         (TEXT_ARGUMENTS, "hermes"),  # refuses mappings, takes JSON text
         ("{% generation %}" + HERMES + "{% endgeneration %}", "hermes"),
         (TURN.replace("CALL", "[{{ call.name }}(days={{ call.arguments.days }})]"), "pythonic"),
@@ -57,6 +59,10 @@ TEXT_ARGUMENTS = (
             None,
         ),  # a format nobody knows
         ("{% for", None),
+        ("{{ messages[0] }}" + "{% if 1 %}" * 5000, None),
+        ("{{ " + "(" * 5000, None),
+        ("{{ 1 // 0 }}", None),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", None),
         ("{{ raise_exception('no') }}", None),
         ("{{ ''.__class__.__mro__ }}", None),
         ("", None),

@@ -230,6 +230,7 @@ def test_ids_of_mistral() -> None:
             [("get_weather", {"city": "Oslo", "days": 3, "places": ["a", {"b": None}], "hourly": True}), ("write_file", {})],
         ),
         ('[get_weather(city="Oslo",),]', "", OSLO),
+        ('[get_weather(city="5", days="3", wind = ".5")]', "", [("get_weather", {"city": "5", "days": 3, "wind": 0.5})]),
         ('[get_weather(city="Oslo")', "", OSLO),
         ("[write_file(text='''a 'b'\n\\x41\\u0042''')]", "", [("write_file", {"text": "a 'b'\nAB"})]),
         ("[get_weather( ), other()]", ", other()]", [("get_weather", {})]),

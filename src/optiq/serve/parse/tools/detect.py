@@ -23,8 +23,10 @@ from optiq.serve.parse.tools import FORMATS
 from optiq.serve.parse.tools.parser import ToolParser
 from optiq.serve.parse.tools.schema import Tools
 
-# A number alone: some templates write strings as the model should not, without quotes.
+# A number alone, and compared as text: some templates write strings without quotes, others put quotes around numbers.
 NAME, ARGUMENTS = "probe_weather", {"days": 3}
+# What a template can end with: its own refusal, or any mistake of a program.
+_FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
 QUESTION, RESULT, CALL_ID = "Probe question?", "Probe result.", "probe0001"  # nine characters: Mistral's templates want them
 TOOL = {
     "type": "function",
@@ -54,16 +56,20 @@ def detect(template: str) -> str | None:
         for name, format in FORMATS.items():
             parser = ToolParser(format, Tools([TOOL]))
             message = gather(parser.add(text) + parser.finish())
-            if any(call.name == NAME and json.loads(call.arguments) == ARGUMENTS for call in message.calls):
+            if any(call.name == NAME and _same(json.loads(call.arguments)) for call in message.calls):
                 return name
     return None
+
+
+def _same(arguments: dict[str, Any]) -> bool:
+    return {key: str(value) for key, value in arguments.items()} == {key: str(value) for key, value in ARGUMENTS.items()}
 
 
 def _renderings(template: str) -> Iterator[str]:
     """What the template writes of a turn with one call, for each way in which templates want the call's arguments."""
     try:
         compiled = _environment().from_string(template)
-    except TemplateError:
+    except _FAILURES:
         return
     for arguments in (ARGUMENTS, json.dumps(ARGUMENTS)):
         call = {"id": CALL_ID, "type": "function", "function": {"name": NAME, "arguments": arguments}}
@@ -77,7 +83,7 @@ def _renderings(template: str) -> Iterator[str]:
             try:
                 text = compiled.render(messages=shown, **values)
                 opened = compiled.render(messages=messages[:1], add_generation_prompt=True, **values)
-            except (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            except _FAILURES:
                 continue  # it wants its calls in another way, or none at all
             yield from _turns(text, opened)
 

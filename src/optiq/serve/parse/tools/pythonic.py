@@ -7,11 +7,12 @@ Source: https://github.com/meta-llama/llama-models, models/llama4/prompt_format.
 
 from __future__ import annotations
 
+import json
 import re
 
 from optiq.serve.parse.literal import value
 from optiq.serve.parse.tape import Tape, Waiting
-from optiq.serve.parse.tools.schema import Tools
+from optiq.serve.parse.tools.schema import Tools, as_json
 from optiq.serve.parse.tools.sink import Sink
 
 OPENERS, CLOSERS = ("<|python_start|>", "<|tool_call_start|>"), ("<|python_end|>", "<|tool_call_end|>")
@@ -58,7 +59,7 @@ def _read_call(tape: Tape, sink: Sink, tools: Tools) -> Waiting[bool]:
     while key:
         sink.arguments(f'{lead}"{key}": ')
         lead = ", "
-        if not (yield from value(tape, sink.arguments)):
+        if not (yield from _read_value(tape, sink, tools.types(name, key))):
             return False
         yield from tape.space()
         comma = yield from tape.word(",")
@@ -71,8 +72,21 @@ def _read_call(tape: Tape, sink: Sink, tools: Tools) -> Waiting[bool]:
     return False
 
 
+def _read_value(tape: Tape, sink: Sink, types: tuple[str, ...]) -> Waiting[bool]:
+    """A value; one in quotes where the schema allows no text is what stands in them, for some templates quote everything."""
+    if not types or "string" in types or (yield from tape.peek()) not in ('"', "'"):
+        return (yield from value(tape, sink.arguments))
+    parts: list[str] = []
+    whole = yield from value(tape, parts.append)
+    if whole:
+        sink.arguments(as_json(json.loads("".join(parts)), types))
+    return whole
+
+
 def _keyword(tape: Tape) -> Waiting[str]:
     """`name=`; "" where that is not what comes."""
     name = yield from tape.whole_run(_NAME, LONGEST_NAME)
     yield from tape.space()
-    return name if (yield from tape.word("=")) else ""
+    found = yield from tape.word("=")
+    yield from tape.space()
+    return name if found else ""

@@ -8,11 +8,10 @@ Source: JSON Schema, https://json-schema.org/draft/2020-12 (type, enum, const, a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optiq.serve.parse.literal import scalar, value
+from optiq.serve.parse.literal import dumped, scalar, value
 from optiq.serve.parse.tape import Tape
 
 DEEPEST_SCHEMA = 8  # references and alternatives within each other that are followed
@@ -115,10 +114,10 @@ def as_json(text: str, types: Sequence[str]) -> str:
     bare = text.strip()
     order = sorted(types, key=lambda name: name != "null") if types else ("array", "object")
     for name in order:
-        found = _as_type(bare, name) if name != "string" else json.dumps(text, ensure_ascii=False)
+        found = _as_type(bare, name) if name != "string" else dumped(text)
         if found is not None:
             return found
-    return json.dumps(text, ensure_ascii=False)
+    return dumped(text)
 
 
 def _as_type(text: str, name: str) -> str | None:
