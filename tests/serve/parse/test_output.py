@@ -43,7 +43,7 @@ def test_one_reply() -> None:
 
 
 @pytest.mark.parametrize("format", [None, *FORMATS])
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(text=replies.texts, places=replies.cuts, opened=st.booleans(), thinks=st.booleans())
 def test_any_text(format: str | None, text: str, places: list[int], opened: bool, thinks: bool) -> None:
     shape = Shape(THINK if thinks else None, opened, format, TOOLS)
@@ -80,6 +80,10 @@ def test_a_reply_that_forgot_to_end_its_reasoning_and_stopped_after_a_call_has_t
     assert _message(Shape(THINK, True), f"Now {CALL}").calls == ()
 
 
+def test_a_model_without_a_template_writes_text() -> None:
+    assert Shape.of("", "Once", replies.TOOLS) == Shape(tools=TOOLS)
+
+
 def test_thinking_is_known_while_it_lasts() -> None:
     output = Output(QWEN)
     assert output.thinking
@@ -100,7 +104,8 @@ def test_what_the_embedded_template_writes_of_a_reply_is_read_back(tiny_model: P
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((tiny_model / "chat_template.jinja").read_text())
+    source = (tiny_model / "chat_template.jinja").read_text()
+    template = environment.from_string(source)
     arguments = {"city": "Oslo & Bergen", "days": 3, "hourly": True, "places": ["a", {"b": 1.5}], "unit": None}
     question = [{"role": "user", "content": "Weather?"}]
     reply = {
@@ -113,7 +118,9 @@ def test_what_the_embedded_template_writes_of_a_reply_is_read_back(tiny_model: P
     text = template.render(messages=[*question, reply], tools=replies.TOOLS)
     assert text.startswith(prompt)
     turn = text[len(prompt) :].partition("<|im_end|>")[0]
-    message = _message(Shape(THINK, THINK.opened_by(prompt), "qwen-xml", TOOLS), turn)
+    shape = Shape.of(source, prompt, replies.TOOLS)
+    assert (shape.tags, shape.opened, shape.format) == (THINK, thinking, "qwen-xml")
+    message = _message(shape, turn)
     assert (message.reasoning, message.content) == (reply["reasoning_content"], "I ask.")
     (call,) = message.calls
     assert json.loads(call.arguments) == arguments

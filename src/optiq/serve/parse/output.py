@@ -6,13 +6,15 @@ neither tokens nor protocols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from optiq.models.thinking import Tags
+from optiq.models.thinking import Tags, tags_of
 from optiq.serve.parse.deltas import CallArguments, CallEnd, CallStart, Content, Delta, Reasoning, gather, merge
 from optiq.serve.parse.reasoning import ReasoningSplitter
 from optiq.serve.parse.tools import FORMATS
+from optiq.serve.parse.tools.detect import detect
 from optiq.serve.parse.tools.parser import ToolParser
 from optiq.serve.parse.tools.schema import Tools
 
@@ -32,6 +34,19 @@ class Shape:
     opened: bool = False
     format: str | None = None
     tools: Tools = field(default_factory=Tools)
+
+    @classmethod
+    def of(cls, template: str, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> Shape:
+        """The shape of the reply to a prompt; the template decides tags and format.
+
+        Args:
+            template: the text of the model's chat template; "" for a model without one.
+            prompt: what it wrote, up to where the reply begins.
+            tools: those of the request, as in the OpenAI API.
+        """
+        tags = tags_of(template)
+        opened = tags is not None and tags.opened_by(prompt)
+        return cls(tags, opened, detect(template) if tools else None, Tools(tools))
 
 
 class Output:

@@ -38,6 +38,9 @@ class Tools:
             if isinstance(name := function.get("name"), str):
                 self._parameters[name] = _mapping(function.get("parameters"))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tools) and self._parameters == other._parameters
+
     def __contains__(self, name: object) -> bool:
         return name in self._parameters
 
