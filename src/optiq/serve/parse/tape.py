@@ -104,11 +104,6 @@ class Tape:
             yield
 
 
-def find_first(text: str, words: Iterable[str], start: int = 0) -> tuple[int, str] | None:
-    """The earliest place of any of some words and the word that stands there."""
-    return min(((at, word) for word in words if (at := text.find(word, start)) >= 0), default=None)
-
-
 def open_end(text: str, words: Iterable[str]) -> int:
     """How many characters at the end of `text` are the beginning of one of `words`."""
     return max((_overlap(text, word) for word in words), default=0)

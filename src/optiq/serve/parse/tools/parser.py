@@ -7,15 +7,17 @@ later ends as broken, with its source.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from optiq.serve.parse.deltas import Delta
-from optiq.serve.parse.tape import SPACES, Tape, Waiting, find_first, open_end
+from optiq.serve.parse.tape import SPACES, Tape, Waiting, open_end
 from optiq.serve.parse.tools.schema import Tools
 from optiq.serve.parse.tools.sink import Sink
 
+SLICE = 4096  # characters that are read at once
 ID_BYTES = 12  # as many random bytes as OpenAI's ids have
 
 
@@ -42,6 +44,17 @@ class Format:
     new_id: Callable[[], str] = new_id
 
 
+def _opener_pattern(format: Format, line: str) -> re.Pattern[str]:
+    """Finds the next opener; group `line`, where it matched, holds one that counts at the beginning of a line alone.
+
+    Args:
+        format: says which there are.
+        line: matches the beginning of a line.
+    """
+    anywhere, at_line = ("|".join(map(re.escape, words)) for words in (format.openers, format.line_openers))
+    return re.compile(rf"{anywhere}|{line}[ \t\r]*(?P<line>{at_line})" if at_line else anywhere)
+
+
 class ToolParser:
     """The calls in a text that arrives in pieces.
 
@@ -56,12 +69,14 @@ class ToolParser:
         self._tape = Tape()
         self._sink = Sink(self._tape, new_id or format.new_id)
         self._openers = (*format.openers, *format.line_openers)
+        self._at_line, self._within_line = _opener_pattern(format, r"(?:\A|\n)"), _opener_pattern(format, r"\n")
         self._run = self._read()
 
     def add(self, piece: str) -> list[Delta]:
         """The deltas that this piece settles."""
-        self._tape.feed(piece)
-        next(self._run, None)
+        for start in range(0, len(piece), SLICE):  # what is dropped from the tape costs a copy of the rest
+            self._tape.feed(piece[start : start + SLICE])
+            next(self._run, None)
         return self._sink.drain()
 
     def finish(self) -> list[Delta]:
@@ -87,13 +102,8 @@ class ToolParser:
 
     def _opener(self) -> int | None:
         """Where the next opener stands."""
-        start = 0
-        while (found := find_first(self._tape.text, self._openers, start)) is not None:
-            place, word = found
-            if word not in self._format.line_openers or self._sink.would_be_blank(self._tape.text[:place]):
-                return place
-            start = place + 1
-        return None
+        match = (self._at_line if self._sink.line_blank else self._within_line).search(self._tape.text)
+        return None if match is None else match.start(match.lastgroup or 0)
 
     def _pass_text(self, hold: int) -> None:
         """Pass all text on but its last `hold` characters and, before the end, the white space before them."""

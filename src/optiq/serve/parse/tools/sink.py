@@ -35,14 +35,10 @@ class Sink:
     def text(self, text: str) -> None:
         """Text of the answer."""
         if text:
+            _, newline, last = text.rpartition("\n")
             self._deltas.append(Content(text))
-            self.line_blank = self.would_be_blank(text)
+            self.line_blank = (self.line_blank or bool(newline)) and not last.strip(SPACES)
             self.after_call = False
-
-    def would_be_blank(self, text: str) -> bool:
-        """`line_blank` after some more text."""
-        _, newline, last = text.rpartition("\n")
-        return (self.line_blank or bool(newline)) and not last.strip(SPACES)
 
     def start(self, name: str, id: str = "") -> None:
         """A call begins; without an id it gets a new one."""
