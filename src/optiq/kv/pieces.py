@@ -5,8 +5,8 @@
     rest(cache)                all else, frozen
     build(columns, rest)       a new cache that may grow without touching what it was built from
 
-One class per kind, one table; a kind that is not in it is kept whole. Columns [0, n) of a cache never change while it grows: packed
-ones are final, and plain keys and values are. Data in and out: caches of one sequence.
+One class per kind, one table; a kind that is not in it is kept whole. Columns [0, n) of a cache never change while it grows:
+packed ones are final, and plain keys and values are. Data in and out: caches of one sequence.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def build(like: Caches, segments: Sequence[Sequence[Arrays]], rest: Sequence[Any
 def arrays(value: Any) -> Arrays:
     """Every array in columns or rests."""
     found: Arrays = []
-    for _, leaf in tree_flatten(value, is_leaf=lambda x: not isinstance(x, (list, tuple, dict))):
+    leaves: Any = tree_flatten(value, is_leaf=lambda x: not isinstance(x, (list, tuple, dict)))
+    for _, leaf in leaves:
         if isinstance(leaf, mx.array):
             found.append(leaf)
         elif hasattr(leaf, "state") and not (hasattr(leaf, "empty") and leaf.empty()):

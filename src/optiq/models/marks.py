@@ -1,7 +1,7 @@
 """Places in a forward pass at which it can be paused: the outputs of a model's blocks, in order.
 
-MLX computes nothing before it is asked to, so a forward pass over a long prompt can be built at once and evaluated block by block,
-with other work in between. Data in: a loaded model. Data out: arrays that the next one builds on.
+MLX computes nothing before it is asked to, so a forward pass over a long prompt can be built at once and evaluated block by
+block, with other work in between. Data in: a loaded model. Data out: arrays that the next one builds on.
 """
 
 from __future__ import annotations

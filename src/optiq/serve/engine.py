@@ -68,8 +68,9 @@ class Engine:
         options: what it may use.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, options: EngineOptions = EngineOptions()) -> None:
-        self.model, self.tokenizer, self.options = model, tokenizer, options
+    def __init__(self, model: Any, tokenizer: Any, options: EngineOptions | None = None) -> None:
+        self.options = options = options or EngineOptions()
+        self.model, self.tokenizer = model, tokenizer
         watch(model)
         limit = options.memory_bytes or system.available_bytes() // 2
         self.prefix: PrefixCache[Any] = PrefixCache(limit // 2 if options.prefix_bytes is None else options.prefix_bytes)
@@ -155,8 +156,9 @@ class Engine:
             "prefix_tokens_found": self.prefix.counters.found,
             "evictions": self.prefix.counters.evictions,
         }
-        lists = (self.scheduler.waiting, self.scheduler.reading, self.scheduler.decoding)
-        return Load(*map(len, lists), self._batch.bytes + reading, self.prefix.bytes, self.budget.limit_bytes, counters)
+        lists, held = self.scheduler, self._batch.bytes + reading
+        counts = len(lists.waiting), len(lists.reading), len(lists.decoding)
+        return Load(*counts, held, self.prefix.bytes, self.budget.limit_bytes, counters)
 
     def _kind(self, maker: Maker) -> int:
         """The number of a kind of caches; equal ones have one number."""
@@ -290,7 +292,7 @@ class Engine:
         self._batch.add(job.name, job.caches)
         job.caches = []
         job.usage = replace(job.usage, forwards=1)
-        self._take(job, int(token.item()))
+        self._take(job, _number(token))
 
     def _decode(self) -> None:
         """One token for every row."""
@@ -306,7 +308,7 @@ class Engine:
             return
         for job, token in zip(jobs, drawn, strict=True):
             job.usage = replace(job.usage, forwards=job.usage.forwards + 1)
-            self._take(job, int(token.item()))
+            self._take(job, _number(token))
         self.scheduler.stepped(time.perf_counter() - start)
         self._steps += 1
         self.counters["decode_steps"] += 1
@@ -337,3 +339,8 @@ class Engine:
         del self._jobs[job.name]
         self.counters[f"finished_{ended.finish}"] += 1
         self._events.append(ended)
+
+
+def _number(token: mx.array) -> int:
+    """A drawn token [1] as a number."""
+    return int(token.item())  # type: ignore[arg-type]

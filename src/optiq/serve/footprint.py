@@ -1,4 +1,4 @@
-"""What caches of a kind take for a model, measured on the caches themselves with tokens of zeros; the model runs once, shortly."""
+"""What caches of a kind take for a model, measured on the caches themselves with tokens of zeros; the model runs once."""
 
 from __future__ import annotations
 

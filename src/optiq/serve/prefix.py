@@ -128,7 +128,13 @@ class PrefixCache(Generic[P]):
         return (at := self._at(key, tokens)) is not None and at.rest is not None
 
     def add(
-        self, key: Hashable, tokens: Sequence[int], before: Checkpoint[P] | None, columns: Piece[P], rest: Piece[P], seconds: float
+        self,
+        key: Hashable,
+        tokens: Sequence[int],
+        before: Checkpoint[P] | None,
+        columns: Piece[P],
+        rest: Piece[P],
+        seconds: float,
     ) -> Checkpoint[P] | None:
         """Keep a checkpoint, evicting others where there is no room.
 

@@ -1,8 +1,8 @@
 """What an engine is asked for and what it tells: frozen dataclasses that cross threads and processes. No MLX.
 
-    Request                            one reply to one prompt, with everything that is its own
-    Progress | Token | Finished        what happens to it, in this order; exactly one `Finished` ends it
-    Refused                            raised where a request cannot be taken in, with a reason that a client can act on
+Request                            one reply to one prompt, with everything that is its own
+Progress | Token | Finished        what happens to it, in this order; exactly one `Finished` ends it
+Refused                            raised where a request cannot be taken in, with a reason that a client can act on
 """
 
 from __future__ import annotations

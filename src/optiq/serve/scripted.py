@@ -1,8 +1,8 @@
 """An engine without a model: it says what its script says, one token per row and step, through the same interface. For tests of
 protocols. Pure Python.
 
-A script gives for each request, in the order of submission, the token ids of the reply; text, stops and lengths are as in the real
-engine. Faults can be scripted too: a request that fails, a step that raises, steps that take time.
+A script gives the token ids of each reply; text, stops and lengths are as in the real engine. Faults can be scripted too: a
+request that fails, a step that raises, steps that take time.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class ScriptedEngine:
         policy: rows and line as in the real engine.
     """
 
-    def __init__(self, tokenizer: Any, script: Callable[[Request], Script], policy: Policy = Policy()) -> None:
+    def __init__(self, tokenizer: Any, script: Callable[[Request], Script], policy: Policy | None = None) -> None:
         self.tokenizer = tokenizer
-        self.scheduler = Scheduler(policy)
+        self.scheduler = Scheduler(policy or Policy())
         self._script = script
         self._jobs: dict[str, tuple[Job, Script]] = {}
         self._events: list[Event] = []
@@ -109,8 +109,8 @@ class ScriptedEngine:
 
     def load(self) -> Load:
         """Rows only."""
-        lists = (self.scheduler.waiting, self.scheduler.reading, self.scheduler.decoding)
-        return Load(*map(len, lists), cache_bytes=0, prefix_bytes=0, limit_bytes=0)
+        lists = self.scheduler
+        return Load(len(lists.waiting), len(lists.reading), len(lists.decoding), cache_bytes=0, prefix_bytes=0, limit_bytes=0)
 
     def _draw(self, job: Job, script: Script) -> None:
         time.sleep(script.step_s)
