@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optiq.errors import InputError
-from optiq.generate.sampler import Sampler, adjusted, draw_rows
+from optiq.generate.sampler import Sampler, adjusted, distributions, draw_rows
 from optiq.generate.sampling import Sampling
 
 # Logits whose softmax is 0.1, 0.4, 0.2, 0.3: the order of ids is not that of probabilities.
@@ -203,6 +203,25 @@ def test_a_row_draws_in_a_batch_what_it_draws_alone(width: int, dtype: mx.Dtype)
     assert draw_rows([together[row] for row in order], logits[0][mx.array(order)]).tolist() == [
         int(apart[row](logits[0][row])[0]) for row in order
     ]
+
+
+def test_distributions_of_the_places_of_a_draft() -> None:
+    """All at once they are what each place has when it comes; nothing is remembered."""
+    rng = np.random.default_rng(8)
+    draft = [3, 9, 3]
+    logits = mx.array(2 * rng.standard_normal((len(draft) + 1, 4500)), mx.bfloat16)
+    masks = [None, rng.random(4500) < 0.5, None, None]
+    for chosen in MIXED:
+        sampler = Sampler(Sampling(**chosen), prompt=[3, 4])
+        places = [sampler.copy() for _ in range(len(draft) + 1)]
+        for count, place in enumerate(places):
+            for token in draft[:count]:
+                place.take(token)
+        found = distributions(places, logits, masks)
+        assert [len(place) for place in places] == [0, 1, 2, 3]
+        for row, (one, token) in enumerate(zip(found, [*draft, 0], strict=True)):
+            np.testing.assert_array_equal(one.dense(4500), sampler.distribution(logits[row], masks[row]).dense(4500))
+            sampler.take(token)
 
 
 @settings(max_examples=40, deadline=None)

@@ -116,9 +116,14 @@ A = f"base_model.model.{Q.removeprefix('language_model.')}.lora_A.weight"
             "embed_tokens.lora_embedding_A of type mlx.core.float32 is no part of a linear layer's adapter",
         ),
         (
-            lambda p: rewrite(p, lambda t: t.update({A.replace("layers.3", "layers.30"): t.pop(A)})),
+            lambda p: rewrite(p, lambda t: t.update({A.replace("layers.3", "layers.30"): t[A]})),
             InputError,
-            r"layers\.30\.self_attn\.q_proj is no linear layer of this model",
+            r"layers\.30\.self_attn\.q_proj is no layer of this model; the adapter is for another one",
+        ),
+        (
+            lambda p: rewrite(p, lambda t: t.update({A.replace("q_proj", "q_norm"): t[A]})),
+            InputError,
+            r"layers\.3\.self_attn\.q_norm is a layer of kind RMSNorm, expected linear layers; train the adapter without it",
         ),
         (
             lambda p: rewrite(p, lambda t: t.update({A.replace("lora_A.weight", "lora_magnitude_vector"): mx.ones(512)})),

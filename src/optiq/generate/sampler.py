@@ -70,9 +70,7 @@ class Sampler:
             logits: [V].
             mask: which tokens may come.
         """
-        if self.settings.temperature == 0:
-            return Distribution.certain(int(argmax(adjusted([self], logits[None], [mask])).item()))
-        return _distributions([self], adjusted([self], logits[None], [mask]))[0]
+        return distributions([self], logits[None], [mask])[0]
 
     def take(self, token: int) -> None:
         """Go on by a token that was chosen elsewhere."""
@@ -139,21 +137,58 @@ def draw_rows(samplers: Sequence[Sampler], logits: mx.array, masks: Sequence[Mas
     Returns:
         [B] uint32, lazy where all rows are greedy or have top-k.
     """
-    masks = [None] * len(samplers) if masks is None else masks
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for row, (sampler, mask) in enumerate(zip(samplers, masks, strict=True)):
-        groups.setdefault(_group(sampler, mask, logits.shape[-1]), []).append(row)
-    parts = []
-    for (kind, *_), rows in groups.items():
-        group = [samplers[row] for row in rows]
-        x = logits if len(groups) == 1 else logits[mx.array(rows)]
-        if kind != "plain":
-            x = adjusted(group, x, [masks[row] for row in rows])
-        parts.append(_DRAWS[kind](group, x))
-    tokens = parts[0] if len(parts) == 1 else mx.concatenate(parts)[mx.array(np.argsort(np.concatenate(list(groups.values()))))]
+    groups = _groups(samplers, logits, masks)
+    parts = [_DRAWS[kind]([samplers[row] for row in rows], x) for kind, rows, x in groups]
+    tokens = parts[0]
+    if len(parts) > 1:
+        order = np.argsort(np.concatenate([rows for _, rows, _ in groups]))
+        tokens = mx.concatenate(parts)[mx.array(order)]
     for row, sampler in enumerate(samplers):
         sampler.drawn(tokens[row : row + 1])
     return tokens
+
+
+def distributions(
+    samplers: Sequence[Sampler], logits: mx.array, masks: Sequence[Mask | None] | None = None
+) -> list[Distribution]:
+    """What the next token of each row would be drawn from; nothing is drawn and nothing remembered.
+
+    For the places of a draft, give copies of one sampler that have taken the tokens before each place.
+
+    Args:
+        samplers, logits, masks: as `draw_rows`.
+    """
+    found: dict[int, Distribution] = {}
+    for kind, rows, x in _groups(samplers, logits, masks):
+        settings = [samplers[row].settings for row in rows]
+        if kind in ("plain", "greedy"):
+            group = [Distribution.certain(int(token)) for token in argmax(x).tolist()]
+        elif kind == "top":
+            both = narrow.top_weights(x, settings)
+            mx.eval(both)
+            weights, ids = map(np.asarray, both)
+            group = [Distribution.shares(w, i.astype(np.int64)) for w, i in zip(weights, ids, strict=True)]
+        else:
+            group = [Distribution.shares(narrow.full_weights(row, s)) for row, s in zip(np.asarray(x), settings, strict=True)]
+        found.update(zip(rows, group, strict=True))
+    return [found[row] for row in range(len(samplers))]
+
+
+def _groups(
+    samplers: Sequence[Sampler], logits: mx.array, masks: Sequence[Mask | None] | None
+) -> list[tuple[str, list[int], mx.array]]:
+    """Rows that can share work: how they are drawn, which they are, and their logits, adjusted where that changes them."""
+    masks = [None] * len(samplers) if masks is None else masks
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for row, (sampler, mask) in enumerate(zip(samplers, masks, strict=True)):
+        found.setdefault(_group(sampler, mask, logits.shape[-1]), []).append(row)
+    groups = []
+    for (kind, *_), rows in found.items():
+        x = logits if len(found) == 1 else logits[mx.array(rows)]
+        if kind != "plain":
+            x = adjusted([samplers[row] for row in rows], x, [masks[row] for row in rows])
+        groups.append((kind, rows, x))
+    return groups
 
 
 def _group(sampler: Sampler, mask: Mask | None, width: int) -> tuple[Any, ...]:
@@ -183,15 +218,6 @@ def _draw_greedy(samplers: Sequence[Sampler], x: mx.array) -> mx.array:
 
 
 _DRAWS = {"plain": _draw_greedy, "greedy": _draw_greedy, "top": _draw_top, "full": _draw_full}
-
-
-def _distributions(samplers: Sequence[Sampler], x: mx.array) -> list[Distribution]:
-    """What rows of one group draw from, their temperatures above 0: x [B, V] adjusted."""
-    settings = [sampler.settings for sampler in samplers]
-    if 0 < settings[0].top_k < x.shape[-1]:
-        weights, ids = map(np.asarray, narrow.top_weights(x, settings))
-        return [Distribution.shares(w, i.astype(np.int64)) for w, i in zip(weights, ids, strict=True)]
-    return [Distribution.shares(narrow.full_weights(row, s)) for row, s in zip(np.asarray(x), settings, strict=True)]
 
 
 def adjusted(samplers: Sequence[Sampler], logits: mx.array, masks: Sequence[Mask | None]) -> mx.array:

@@ -70,7 +70,7 @@ def load_adapter(path: str | os.PathLike[str], model: Any) -> Adapter:
     parts = {}
     for module, tensors in _grouped(file, reader.tensors).items():
         if _canonical(module) not in layers:
-            raise InputError(f"{file}: {module} is no linear layer of this model; the adapter is for another one")
+            raise InputError(f"{file}: {module} is {_described(model, module)}")
         name, layer = layers[_canonical(module)]
         parts[name] = _part(file, module, tensors, layer, reader)
     digest = sha256_json({CONFIG: sha256_file(root / CONFIG), file.name: sha256_file(file)})
@@ -187,6 +187,14 @@ def _canonical(module: str) -> str:
     while len(parts) > 1 and parts[0] in _PREFIXES:
         parts.pop(0)
     return ".".join(parts)
+
+
+def _described(model: Any, module: str) -> str:
+    """What a module is that is not among the linear layers."""
+    kinds = {_canonical(name): type(layer).__name__ for name, layer in model.named_modules()}
+    if kind := kinds.get(_canonical(module)):
+        return f"a layer of kind {kind}, expected linear layers; train the adapter without it"
+    return "no layer of this model; the adapter is for another one"
 
 
 def _whole(file: Path, key: str, value: Any) -> int:
