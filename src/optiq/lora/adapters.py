@@ -3,9 +3,11 @@
     PEFT     adapter_config.json, adapter_model.safetensors   <module>.lora_A.weight [R, I], .lora_B.weight [O, R],
                                                               .lora_magnitude_vector [O];  s = alpha / R, or alpha / sqrt(R)
     mlx-lm   adapter_config.json, adapters.safetensors        <module>.lora_a [I, R], .lora_b [R, O], .m [O];  s = scale
+                                                              of a bank of experts: .lora_a [E, R, I], .lora_b [E, O, R]
 
 Module names differ in what stands before `layers.<n>` (`base_model.model.`, `language_model.`); they are compared behind that.
-Adapters are for linear layers, plain or quantized. Whatever a directory asks for beyond that is refused, never left out.
+Adapters are for linear layers and mlx-lm's banks of experts, plain or quantized. Whatever a directory asks for beyond that is
+refused, never left out.
 Data in: a directory and a loaded model. Data out: an `Adapter`.
 
 Source: PEFT 0.17 `LoraConfig` and its rank and alpha patterns; mlx-lm 0.32 `tuner/utils.py`.
@@ -26,7 +28,7 @@ import mlx.core as mx
 from optiq.errors import FormatError, InputError
 from optiq.files import read_json, sha256_file, sha256_json
 from optiq.lora.layers import Part
-from optiq.models.adapted import linear_layers, weight_shape
+from optiq.models.adapted import expert_layers, linear_layers, weight_shape
 
 CONFIG, PEFT, MLX = "adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"
 _PREFIXES = frozenset({"base_model", "model", "language_model"})
@@ -66,7 +68,7 @@ def load_adapter(path: str | os.PathLike[str], model: Any) -> Adapter:
     if file is None:
         raise InputError(f"{root} holds no {MLX} and no {PEFT}; the adapter's weights are missing")
     reader = _MlxDirectory(file, config) if file.name == MLX else _PeftDirectory(file, config)
-    layers = {_canonical(name): (name, layer) for name, layer in linear_layers(model).items()}
+    layers = {_canonical(name): (name, layer) for name, layer in (linear_layers(model) | expert_layers(model)).items()}
     parts = {}
     for module, tensors in _grouped(file, reader.tensors).items():
         if _canonical(module) not in layers:
@@ -149,16 +151,19 @@ def _part(file: Path, module: str, tensors: dict[str, mx.array], layer: Any, rea
         if (key in tensors) != (key in wanted):
             there = "is there, but the config says no DoRA" if key in tensors else "is missing"
             raise FormatError(f"{file}: {module}.{spelled[key]} {there}; write the adapter again")
-    outputs, inputs = weight_shape(layer)
-    rank = reader.rank(module) or tensors["a"].shape[-1 if reader.turned else 0]
-    shapes = {"a": (rank, inputs), "b": (outputs, rank), "m": (outputs,)}
+    *experts, outputs, inputs = weight_shape(layer)
+    if experts and reader.magnitudes:
+        raise FormatError(f"{file}: {module} is a bank of experts, for which there is no DoRA; train the adapter without it")
+    turned = reader.turned and not experts  # mlx-lm's A and B of experts are as ours
+    rank = reader.rank(module) or tensors["a"].shape[-1 if turned else -2]
+    shapes = {"a": (*experts, rank, inputs), "b": (*experts, outputs, rank), "m": (outputs,)}
     for key in wanted:
-        expected = shapes[key][::-1] if reader.turned else shapes[key]
+        expected = shapes[key][::-1] if turned else shapes[key]
         if tensors[key].shape != expected:
             raise InputError(f"{file}: {module}.{spelled[key]} has shape {tensors[key].shape}, expected {expected}")
         if not mx.isfinite(tensors[key]).all().item():
             raise FormatError(f"{file}: {module}.{spelled[key]} holds NaN or infinity; the training has diverged")
-    a, b = (tensors[key].T if reader.turned else tensors[key] for key in ("a", "b"))
+    a, b = (tensors[key].T if turned else tensors[key] for key in ("a", "b"))
     return Part(a, b, reader.scale(module, rank), tensors.get("m"))
 
 

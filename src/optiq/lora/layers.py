@@ -30,8 +30,8 @@ class Part:
     """What one adapter has for one layer.
 
     Args:
-        a: [R, I], any float type.
-        b: [O, R], any float type.
+        a: [R, I], any float type; [E, R, I] for a bank of experts.
+        b: [O, R], any float type; [E, O, R] for a bank of experts.
         scale: s.
         magnitude: [O] for DoRA, else None.
     """
@@ -111,7 +111,7 @@ class Delta:
         gain = bank.gain[mx.array(list(slots))]
         self._gain = gain[:, None] if gain.any().item() else None
 
-    def __call__(self, layer: Any, x: mx.array, y: mx.array) -> mx.array:
+    def __call__(self, layer: Any, x: mx.array, y: mx.array, *rest: Any) -> mx.array:
         """See `Change`.
 
         Raises:

@@ -13,8 +13,9 @@ from typing import Any
 
 from optiq.errors import InputError
 from optiq.lora.adapters import Adapter
-from optiq.lora.layers import Bank, Delta
-from optiq.models.adapted import changing, linear_layers
+from optiq.lora.experts import ExpertBank
+from optiq.lora.layers import Bank, Part
+from optiq.models.adapted import Change, changing, linear_layers
 
 KEPT = 32  # compositions of batches whose changes are remembered
 
@@ -28,9 +29,10 @@ class Mounted:
 
     def __init__(self, model: Any) -> None:
         self._layers = linear_layers(model)
-        self._banks: dict[str, Bank] = {}
+        self._modules = dict(model.named_modules())
+        self._banks: dict[str, Bank | ExpertBank] = {}
         self._adapters: dict[str, Adapter] = {}
-        self._changes: OrderedDict[tuple[str | None, ...], list[tuple[Any, Delta]]] = OrderedDict()
+        self._changes: OrderedDict[tuple[str | None, ...], list[tuple[Any, Change]]] = OrderedDict()
 
     def mount(self, name: str, adapter: Adapter) -> None:
         """Make an adapter usable under a name.
@@ -41,7 +43,7 @@ class Mounted:
         if name in self._adapters:
             raise InputError(f"an adapter {name!r} is mounted already, from {self._adapters[name].path}; choose another name")
         for path, part in adapter.parts.items():
-            self._banks.setdefault(path, Bank(self._layers[path])).add(name, part)
+            self._add(name, path, part)
         self._adapters[name] = Adapter(adapter.path, adapter.sha256, {})  # the banks have the parts
         self._changes.clear()
 
@@ -99,6 +101,18 @@ class Mounted:
         if len(self._changes) > KEPT:
             self._changes.popitem(last=False)
         return changing(self._changes[key])
+
+    def _add(self, name: str, path: str, part: Part) -> None:
+        """Put one part of an adapter into the bank of its layer, or of the MLP of experts that its layer stands in."""
+        owner, _, projection = path.rpartition(".")
+        place = path if path in self._layers else owner
+        bank = self._banks.get(place)
+        if bank is None:
+            bank = self._banks[place] = Bank(self._layers[path]) if place == path else ExpertBank(self._modules[owner])
+        if isinstance(bank, Bank):
+            bank.add(name, part)
+        else:
+            bank.add(name, part, projection)
 
     def _known(self, name: str) -> Adapter:
         if name not in self._adapters:

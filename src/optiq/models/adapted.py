@@ -1,4 +1,4 @@
-"""Linear layers whose output is changed in some rows of a batch, for the length of one forward.
+"""Layers whose output is changed in some rows of a batch, for the length of one forward.
 
 `changing` gives layers a subclass of their class, and each a `Change` that is called with what goes in and what comes out;
 afterwards they are what they were, bit for bit and object for object. So a forward without changes finds the plain classes, and
@@ -18,26 +18,27 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
+from optiq.models import arch
+
 
 class Change(Protocol):
-    """What is done to the output of one layer.
+    """What is done to the output of one layer."""
 
-    Args:
-        rows: of the batch, in rising order; the others come back with the bits that they had.
-    """
+    @property
+    def rows(self) -> Sequence[int]:
+        """Those of the batch that it changes, in rising order; the others come back with the bits that they had."""
+        ...
 
-    rows: Sequence[int]
-
-    def __call__(self, layer: Any, x: mx.array, y: mx.array) -> mx.array:
-        """From what goes in, [B, L, I], and what came out, [B, L, O], to what shall come out."""
+    def __call__(self, layer: Any, x: mx.array, y: mx.array, *rest: Any) -> mx.array:
+        """From what goes in, [B, L, I] and the call's other arguments, and what came out, [B, L, O], to what shall come out."""
         ...
 
 
 class Changed:
     """The form of such a layer."""
 
-    def __call__(self: Any, x: mx.array) -> mx.array:
-        return self.__dict__["_change"](self, x, super().__call__(x))  # type: ignore[misc]
+    def __call__(self: Any, x: mx.array, *rest: Any, **named: Any) -> mx.array:
+        return self.__dict__["_change"](self, x, super().__call__(x, *rest, **named), *rest)  # type: ignore[misc]
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -45,10 +46,18 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {path: layer for path, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.QuantizedLinear))}
 
 
-def weight_shape(layer: Any) -> tuple[int, int]:
-    """O and I of a linear layer, plain or quantized."""
-    outputs, width = layer["weight"].shape
-    return outputs, width * 32 // layer.bits if isinstance(layer, nn.QuantizedLinear) else width
+def expert_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The banks of experts that stand in one of mlx-lm's gated or plain MLPs of experts, by their paths."""
+    shared = arch.shared("switch_layers")
+    owners = {path: module for path, module in model.named_modules() if isinstance(module, (shared.SwitchGLU, shared.SwitchMLP))}
+    kinds = (shared.SwitchLinear, shared.QuantizedSwitchLinear)
+    return {f"{path}.{name}": bank for path, owner in owners.items() for name, bank in owner.items() if isinstance(bank, kinds)}
+
+
+def weight_shape(layer: Any) -> tuple[int, ...]:
+    """O and I of a linear layer, E, O and I of a bank of experts, plain or quantized."""
+    *lead, width = layer["weight"].shape
+    return *lead, width * 32 // layer.bits if "scales" in layer else width
 
 
 def dense_weight(layer: Any) -> mx.array:
