@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from adapter_files import paths, write_mlx, write_peft
+from optiq.errors import InputError
 from optiq.generate.sampling import Sampling
 from optiq.kv.options import CacheOptions
 from optiq.models.load import load
 from optiq.serve.engine import Engine, EngineOptions
+from optiq.serve.grammar import GrammarSpec
 from optiq.serve.request import Finish, Finished, Reason, Refused, Request, Token
 from optiq.serve.scheduler import GRID, Policy
 
@@ -26,8 +30,20 @@ def loaded():
     return model, tokenizer
 
 
-def engine(loaded, **options):
-    return Engine(*loaded, EngineOptions(**{"memory_bytes": MEMORY, **options}))
+@pytest.fixture(scope="module")
+def adapters(loaded, tmp_path_factory):
+    """Names and directories of one adapter of each format."""
+    root, model = tmp_path_factory.mktemp("adapters"), loaded[0]
+    write_peft(root / "peft", model, paths(model, "q_proj", "in_proj_qkv", "down_proj"), seed=1)
+    write_mlx(root / "mlx", model, paths(model, "o_proj", "v_proj", "out_proj"), seed=2)
+    return {name: root / name for name in ("peft", "mlx")}
+
+
+def engine(loaded, adapters=None, **options):
+    made = Engine(*loaded, EngineOptions(**{"memory_bytes": MEMORY, **options}))
+    for name, path in (adapters or {}).items():
+        made.mount(name, path)
+    return made
 
 
 def ids(seed, length):
@@ -47,6 +63,11 @@ def replies(events):
     return {name: (tokens, "".join(texts), end) for name, (tokens, texts, end) in found.items()}
 
 
+GRAMMARS = [
+    GrammarSpec.choice(["yes", "no", "perhaps"]),
+    GrammarSpec("regex", "[a-z]{3,9}( [a-z]+)*"),
+    GrammarSpec.json_schema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}),
+]
 KINDS = [CacheOptions(), CacheOptions(bits=4, scheme="turbo"), CacheOptions(bits=8, scheme="affine"), CacheOptions(bits=4)]
 
 
@@ -64,21 +85,29 @@ def mixed(count):
             presence_penalty=0.5 if n % 6 == 2 else 0.0,
             seed=n,
         )
-        yield Request(ids(n, 1 + (n * 37) % 200), sampling, max_tokens=3 + n % 14, caches=makers[n % len(makers)])
+        yield Request(
+            ids(n, 1 + (n * 37) % 200),
+            sampling,
+            max_tokens=3 + n % 14,
+            caches=makers[n % len(makers)],
+            adapter=(None, None, "peft", "mlx", None)[n % 5],
+            grammar=GRAMMARS[n % 3] if n % 4 == 3 else None,
+            logprobs=n % 3 if n % 8 == 5 else None,
+        )
 
 
-def test_64_mixed_requests_get_what_each_gets_alone(loaded):
+def test_64_mixed_requests_get_what_each_gets_alone(loaded, adapters):
     requests = list(mixed(64))
-    together = engine(loaded, policy=Policy(max_rows=16))
+    together = engine(loaded, adapters, policy=Policy(max_rows=16))
     names = [together.submit(request) for request in requests]
     found = replies(together.run())
-    alone = engine(loaded, prefix_bytes=0)
+    alone = engine(loaded, adapters, prefix_bytes=0)
     for name, request in zip(names, requests, strict=True):
         own = alone.submit(request)
         expected = replies(alone.run())[own]
         assert found[name][:2] == expected[:2], request
         assert found[name][2].finish is expected[2].finish
-    assert together.counters["decode_steps"] < sum(len(tokens) for tokens, _, _ in found.values()) / 4
+    assert together.counters["decode_steps"] < sum(len(tokens) for tokens, _, _ in found.values()) / 3
 
 
 def test_a_prefix_gives_the_bits_of_a_cold_read_at_every_cut(loaded):
@@ -91,7 +120,7 @@ def test_a_prefix_gives_the_bits_of_a_cold_read_at_every_cut(loaded):
         target._start_waiting()
         job = target._jobs[name]
         seen = []
-        job.sampler = lambda logits: seen.append(logits) or mx.array([5])
+        target._draw = lambda jobs, logits: seen.append(logits[0]) or [5]
         while name in target._jobs:
             target.step()
         return seen[0], job.usage.cached_tokens
@@ -218,3 +247,67 @@ def test_stop_strings_are_never_told(loaded):
     (found,) = replies(engine_run(loaded, Request(request.prompt, max_tokens=60, stops=(stop,)))).values()
     assert found[1] == whole[: whole.index(stop)]
     assert found[2].finish is Finish.STOP and found[2].stopped_by == stop
+
+
+def test_a_grammar_holds_and_ends_the_reply(loaded):
+    tokenizer = loaded[1]
+    target = engine(loaded)
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    sampling = Sampling(temperature=1.0, seed=5)
+    after = tuple(tokenizer.encode("</think>", add_special_tokens=False))
+    names = [
+        target.submit(Request(ids(1, 30), sampling, max_tokens=600, grammar=GrammarSpec.json_schema(schema))),
+        target.submit(Request(ids(2, 30), sampling, max_tokens=9, grammar=GrammarSpec.choice(["left", "right"]))),
+        target.submit(Request(ids(3, 30), sampling, max_tokens=9, grammar=GrammarSpec.choice(["left"]), after=after)),
+    ]
+    found = replies(target.run())
+    assert set(json.loads(found[names[0]][1])) == {"ok"}
+    assert found[names[1]][1] in ("left", "right") and found[names[1]][2].finish is Finish.STOP
+    assert found[names[2]][1] != "left"
+    with pytest.raises(InputError, match="regex"):
+        target.submit(Request(ids(1, 3), grammar=GrammarSpec("regex", "(")))
+    assert target.idle
+
+
+def test_adapters_do_not_share_prefixes_and_are_not_taken_away_in_use(loaded, adapters):
+    target, prompt = engine(loaded, adapters), ids(5, 200)
+    cached = []
+    for adapter in (None, "peft", "mlx", "peft"):
+        target.submit(Request(prompt, max_tokens=2, adapter=adapter))
+        if adapter is not None:
+            with pytest.raises(InputError, match="is in use by request"):
+                target.unmount(adapter)
+        cached += [event.usage.cached_tokens for event in target.run() if isinstance(event, Finished)]
+    assert cached == [0, 0, 0, 192]
+    target.unmount("peft")
+    with pytest.raises(InputError, match="no adapter 'peft' is mounted; mounted: mlx"):
+        target.submit(Request(prompt, adapter="peft"))
+
+
+def test_log_probabilities_are_those_of_the_model(loaded):
+    target, prompt = engine(loaded), ids(6, 40)
+    target.submit(Request(prompt, max_tokens=3, logprobs=2))
+    told = [event for event in target.run() if isinstance(event, Token)]
+    logits = loaded[0](mx.array([[*prompt, *(token.id for token in told)]]))[0]
+    for place, token in enumerate(told):
+        exact = logits[len(prompt) - 1 + place]
+        exact = exact - mx.logsumexp(exact)
+        assert token.logprob == pytest.approx(exact[token.id].item(), abs=1e-4)
+        assert [one.token for one in token.top] == mx.argsort(-exact)[:2].tolist()
+
+
+def test_random_requests_with_random_cancels_leave_nothing(loaded, adapters):
+    choose = random.Random(0)
+    target = engine(loaded, adapters, policy=Policy(max_rows=5, max_waiting=1000), memory_bytes=40_000_000)
+    waiting = [request for _ in range(2) for request in mixed(50)]
+    alive, ends = [], 0
+    while waiting or not target.idle:
+        if waiting and choose.random() < 0.7:
+            alive.append(target.submit(waiting.pop()))
+        if alive and choose.random() < 0.3:
+            target.cancel(alive.pop(choose.randrange(len(alive))))
+        ends += sum(isinstance(event, Finished) for event in target.step())
+    load = target.load()
+    assert ends == 100
+    assert (load.waiting, load.reading, load.decoding, load.cache_bytes) == (0, 0, 0, 0)
+    assert not target.budget.promised and not target._jobs and load.prefix_bytes <= target.prefix.limit_bytes

@@ -8,26 +8,32 @@ fails ends alone.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 
 from optiq.errors import InputError, OptiqError
+from optiq.generate.logprobs import log_probabilities
+from optiq.generate.sampler import draw_rows
 from optiq.kernels import memory as system
 from optiq.kv import pieces
 from optiq.kv.options import Maker
-from optiq.models.caches import make_caches
+from optiq.lora.adapters import load_adapter
+from optiq.lora.mounted import Mounted
+from optiq.models.caches import cache_arrays, make_caches
 from optiq.models.marks import watch
 from optiq.serve import footprint, rows
+from optiq.serve.grammar import Compiler
 from optiq.serve.job import Job
 from optiq.serve.memory import Budget, Footprint
 from optiq.serve.prefix import Piece, PrefixCache
 from optiq.serve.reading import Chunk, next_stop, plan_cuts
-from optiq.serve.request import FULL_PRECISION, Event, Finish, Finished, Load, Progress, Reason, Refused, Request
+from optiq.serve.request import FULL_PRECISION, Event, Finish, Finished, Load, Logprob, Progress, Reason, Refused, Request
 from optiq.serve.scheduler import GRID, Policy, Scheduler
 
 CLEAR_EVERY = 256  # decoding steps between two returns of MLX's unused buffers
@@ -85,6 +91,8 @@ class Engine:
         self._chunk = options.policy.chunk
         self._steps = 0
         self._events: list[Event] = []
+        self._adapters = Mounted(model)
+        self._compiler: Compiler | None = None
         self.footprint(FULL_PRECISION)
 
     @property
@@ -116,8 +124,9 @@ class Engine:
             raise InputError(f"a request named {name!r} is running; give another name")
         kind = self._kind(request.caches)
         request = self._admissible(request, self._makers[kind][1])
-        key: Hashable = (self.options.revision, kind, request.adapter, request.template)
-        job = Job(name, request, key, time.perf_counter())
+        key: Hashable = (self.options.revision, kind, self._adapters.sha256(request.adapter), request.template)
+        grammar = None if request.grammar is None else self._grammars().compile(request.grammar).start(request.after)
+        job = Job(name, request, key, time.perf_counter(), grammar)
         self.scheduler.submit(name)
         self._jobs[name] = job
         self.counters["requests"] += 1
@@ -129,14 +138,37 @@ class Engine:
         if job is not None:
             self._close(job, job.end(Finish.CANCELLED))
 
+    def mount(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Make the adapter of a directory (PEFT's or mlx-lm's) usable by requests under a name.
+
+        Raises:
+            OptiqError: it cannot be read, does not fit the model, or the name is taken.
+        """
+        self._adapters.mount(name, load_adapter(path, self.model))
+
+    def unmount(self, name: str) -> None:
+        """Forget an adapter and free its memory.
+
+        Raises:
+            InputError: there is none of this name, or a request that runs uses it.
+        """
+        users = [job.name for job in self._jobs.values() if job.request.adapter == name]
+        if users:
+            raise InputError(f"adapter {name!r} is in use by {', '.join(users)}; wait for them or cancel them")
+        self._adapters.unmount(name)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the mounted adapters."""
+        return self._adapters.names
+
     def step(self) -> list[Event]:
         """Do the next thing, and tell what happened since the last step."""
         self._start_waiting()
         turn = self.scheduler.turn()
         if turn.decode:
             self._decode()
-        if turn.read is not None and turn.read in self._jobs:
-            self._read(self._jobs[turn.read], turn.slice_s)
+        self._read_on(turn.slice_s)
         events, self._events = self._events, []
         return events
 
@@ -168,6 +200,13 @@ class Engine:
         maker.check(self.model)
         self._makers.append((maker, footprint.measure(maker(self.model), self._shapes)))
         return len(self._makers) - 1
+
+    def _grammars(self) -> Compiler:
+        """Made with the first grammar."""
+        if self._compiler is None:
+            width = self.model(mx.array([[0]])).shape[-1]  # never computed
+            self._compiler = Compiler(self.tokenizer, width, self.tokenizer.eos_token_ids)
+        return self._compiler
 
     def _admissible(self, request: Request, taken: Footprint) -> Request:
         """The request with a reply that fits the context.
@@ -236,13 +275,22 @@ class Engine:
         self.counters["prompt_tokens"] += len(request.prompt)
         self.counters["cached_tokens"] += job.read
 
+    def _read_on(self, slice_s: float | None) -> None:
+        """Read at prompts in their turn for so many seconds; without a limit, one chunk."""
+        end = None if slice_s is None else time.perf_counter() + slice_s
+        while (name := self.scheduler.turn().read) is not None:
+            job = self._jobs[name]
+            self._read(job, None if end is None else end - time.perf_counter())
+            if end is None or job.chunk is not None or time.perf_counter() >= end:
+                return
+
     def _read(self, job: Job, slice_s: float | None) -> None:
         """Read on at a prompt; at its end the first token is drawn."""
         try:
             prompt = job.request.prompt
             if job.chunk is None and job.read < len(prompt) - 1:
                 stop = next_stop(job.read, len(prompt), job.cuts, self._chunk)
-                job.chunk = Chunk(self.model, prompt[job.read : stop], job.caches)
+                job.chunk = Chunk(self.model, prompt[job.read : stop], job.caches, self._adapters.rows([job.request.adapter]))
                 mx.reset_peak_memory()
                 self._active = mx.get_active_memory()
             if job.chunk is not None:
@@ -283,45 +331,69 @@ class Engine:
 
     def _first(self, job: Job) -> None:
         """The last token of the prompt gives the first of the reply; then the row joins the batch."""
-        alone = rows.Batch(False)
-        alone.add(job.name, job.caches)
-        logits = alone.forward(self.model, mx.array([[job.request.prompt[-1]]]))
-        token = job.sampler(logits[0, -1])
-        mx.eval(token)
+        with self._adapters.rows([job.request.adapter]):
+            logits = self.model(mx.array([[job.request.prompt[-1]]]), cache=job.caches)[:, -1]
+        drawn = self._draw([job], logits)
+        mx.eval(cache_arrays(job.caches))
         self.scheduler.ready(job.name)
-        self._batch.add(job.name, job.caches)
+        self._batch.add(job.name, job.caches, job.request.adapter)
         job.caches = []
-        job.usage = replace(job.usage, forwards=1)
-        self._take(job, _number(token))
+        self._tell([job], logits, drawn)
 
     def _decode(self) -> None:
         """One token for every row."""
         start = time.perf_counter()
         jobs = [self._jobs[name] for name in self._batch.names]
         try:
-            logits = self._batch.forward(self.model, mx.array([[job.last] for job in jobs]))
-            drawn = [job.sampler(logits[row, -1]) for row, job in enumerate(jobs)]
-            mx.eval(drawn, self._batch.arrays())
+            logits = self._batch.forward(self.model, mx.array([[job.last] for job in jobs]), self._adapters)[:, -1]
+            drawn = self._draw(jobs, logits)
+            mx.eval(self._batch.arrays())
         except Exception as error:  # the edge of this batch: waiting and reading requests go on
             for job in jobs:
                 self._fail(job, error)
             return
-        for job, token in zip(jobs, drawn, strict=True):
-            job.usage = replace(job.usage, forwards=job.usage.forwards + 1)
-            self._take(job, _number(token))
+        self._tell(jobs, logits, drawn)
         self.scheduler.stepped(time.perf_counter() - start)
         self._steps += 1
         self.counters["decode_steps"] += 1
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()
 
-    def _take(self, job: Job, token: int) -> None:
-        self.counters["tokens"] += 1
-        told, ended = job.take(token, time.perf_counter())
-        if told is not None:
-            self._events.append(told)
-        if ended is not None:
-            self._close(job, ended)
+    def _draw(self, jobs: Sequence[Job], logits: mx.array) -> list[int]:
+        """One token per row of logits [B, V]; masks are made while the logits are computed."""
+        mx.async_eval(logits)  # type: ignore[no-untyped-call]
+        masks = [None if job.grammar is None else job.grammar.mask() for job in jobs]
+        found: list[int] = draw_rows([job.sampler for job in jobs], logits, masks).tolist()  # type: ignore[assignment]
+        return found
+
+    def _tell(self, jobs: Sequence[Job], logits: mx.array, drawn: Sequence[int]) -> None:
+        """Book the drawn tokens; a row that ends leaves."""
+        told = self._logprobs(jobs, logits, drawn)
+        for row, (job, token) in enumerate(zip(jobs, drawn, strict=True)):
+            self.counters["tokens"] += 1
+            job.usage = replace(job.usage, forwards=job.usage.forwards + 1)
+            try:
+                event, ended = job.take(token, time.perf_counter(), *told.get(row, ()))
+            except Exception as error:  # the edge of one row: its neighbours go on
+                self._fail(job, error)
+                continue
+            if event is not None:
+                self._events.append(event)
+            if ended is not None:
+                self._close(job, ended)
+
+    @staticmethod
+    def _logprobs(jobs: Sequence[Job], logits: mx.array, drawn: Sequence[int]) -> dict[int, tuple[float, tuple[Logprob, ...]]]:
+        """By row, for those who asked."""
+        asking = [row for row, job in enumerate(jobs) if job.request.logprobs is not None]
+        if not asking:
+            return {}
+        tops = [min(jobs[row].request.logprobs or 0, logits.shape[-1]) for row in asking]
+        found = log_probabilities(logits[mx.array(asking)], [drawn[row] for row in asking], tops)
+        return {
+            row: (one.chosen, tuple(Logprob(int(i), float(v)) for i, v in zip(one.ids, one.values, strict=True)))
+            for row, one in zip(asking, found, strict=True)
+        }
 
     def _fail(self, job: Job, error: Exception) -> None:
         """A request could not go on."""
@@ -339,8 +411,3 @@ class Engine:
         del self._jobs[job.name]
         self.counters[f"finished_{ended.finish}"] += 1
         self._events.append(ended)
-
-
-def _number(token: mx.array) -> int:
-    """A drawn token [1] as a number."""
-    return int(token.item())  # type: ignore[arg-type]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optiq.generate.sampler import Sampler
 from optiq.generate.text import Pieces, StopStrings
 from optiq.models.caches import Caches
 from optiq.serve.prefix import Checkpoint
 from optiq.serve.reading import Chunk
-from optiq.serve.request import Finish, Finished, Request, Token, Usage
+from optiq.serve.request import Finish, Finished, Logprob, Request, Token, Usage
+
+if TYPE_CHECKING:
+    from optiq.serve.grammar import State
 
 
 @dataclass(eq=False)
@@ -23,12 +26,14 @@ class Job:
         request: what was asked for.
         key: what must be equal for prefixes to be shared.
         submitted: when, in seconds of the engine's clock.
+        grammar: which tokens may come next; None for any.
     """
 
     name: str
     request: Request
     key: Hashable
     submitted: float
+    grammar: State | None = None
     caches: Caches = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
     read: int = 0
@@ -52,7 +57,9 @@ class Job:
         """Text is decoded from now on."""
         self._pieces = Pieces(tokenizer)
 
-    def take(self, token: int, now: float) -> tuple[Token | None, Finished | None]:
+    def take(
+        self, token: int, now: float, logprob: float | None = None, top: tuple[Logprob, ...] = ()
+    ) -> tuple[Token | None, Finished | None]:
         """A token was drawn: what to tell of it, and the end of the request if this is it."""
         assert self._pieces is not None
         if not self.ids:
@@ -64,9 +71,13 @@ class Job:
         if token in self.request.stop_ids:
             return None, self._end(Finish.STOP, token)
         text = self._stops.pass_on(self._pieces.add(token))
-        told = Token(self.name, token, text)
+        told = Token(self.name, token, text, logprob, top)
+        if self.grammar is not None:
+            self.grammar.advance(token)
         if self._stops.found is not None:
             return told, self._finished(Finish.STOP, "", self._stops.found)
+        if self.grammar is not None and self.grammar.finished:
+            return told, self._end(Finish.STOP)
         if len(self.ids) >= self.request.max_tokens:
             return told, self._end(Finish.LENGTH)
         return told, None

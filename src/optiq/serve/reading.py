@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import mlx.core as mx
@@ -24,12 +25,13 @@ class Chunk:
         model: watched (`optiq.models.marks.watch`).
         tokens: ids that follow on what the caches have seen.
         caches: moved on at once, lazily.
+        adapted: a context in which the model uses the request's adapter.
     """
 
-    def __init__(self, model: Any, tokens: Sequence[int], caches: Caches) -> None:
+    def __init__(self, model: Any, tokens: Sequence[int], caches: Caches, adapted: AbstractContextManager[None]) -> None:
         self.size = len(tokens)
         self.seconds = 0.0
-        with marks() as found:
+        with adapted, marks() as found:
             model(mx.array([list(tokens)]), cache=caches)
         self._left = found[::-1]
         self._caches = caches

@@ -10,12 +10,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from optiq.errors import InputError, OptiqError
 from optiq.generate.options import MAX_TOKENS
 from optiq.generate.sampling import Sampling
 from optiq.kv.options import Maker
+
+if TYPE_CHECKING:
+    from optiq.serve.grammar import GrammarSpec
 
 FULL_PRECISION = Maker("")
 
@@ -33,7 +36,7 @@ class Request:
         cuts: lengths of beginnings of the prompt that later prompts will share (end of the system message, of each turn).
         caches: how keys and values are kept; equal ones share prefixes.
         adapter: name of a mounted adapter, or None.
-        grammar: what the reply must match: a specification that `optiq.serve.grammar` compiles, or None.
+        grammar: what the reply must match, or None.
         after: token ids that end the part of the reply that the grammar leaves free (`</think>`); empty: it binds at once.
         logprobs: tell so many alternatives with each token's log probability; None tells neither.
         template: hash of the chat template that wrote the prompt; prefixes are shared among equal ones.
@@ -48,7 +51,7 @@ class Request:
     cuts: tuple[int, ...] = ()
     caches: Maker = FULL_PRECISION
     adapter: str | None = None
-    grammar: Any = None
+    grammar: GrammarSpec | None = None
     after: tuple[int, ...] = ()
     logprobs: int | None = None
     template: str = ""

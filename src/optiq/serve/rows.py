@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 from optiq.kernels import attention
+from optiq.lora.mounted import Mounted
 from optiq.models.caches import Caches, cache_kind, key_value_layers
 
 
@@ -89,6 +90,7 @@ class Batch:
         self._joined = joined
         self._names: list[str] = []
         self._rows: list[Caches] = []  # of joined rows, recurrent layers are in `_states`
+        self._adapters: list[str | None] = []
         self._states: dict[int, Any] = {}
 
     @property
@@ -96,10 +98,11 @@ class Batch:
         """The rows in order."""
         return tuple(self._names)
 
-    def add(self, name: str, caches: Caches) -> None:
+    def add(self, name: str, caches: Caches, adapter: str | None = None) -> None:
         """A row joins; its caches belong to the batch from now on."""
         self._names.append(name)
         self._rows.append(caches)
+        self._adapters.append(adapter)
         if not self._joined:
             return
         for place, cache in enumerate(caches):
@@ -113,18 +116,23 @@ class Batch:
     def remove(self, name: str) -> None:
         """A row leaves, and what it held is freed."""
         row = self._names.index(name)
-        del self._names[row], self._rows[row]
+        del self._names[row], self._rows[row], self._adapters[row]
         if not self._names:
             self._states = {}
         keep = mx.array([other for other in range(len(self._names) + 1) if other != row])
         for state in self._states.values():
             state.filter(keep)
 
-    def forward(self, model: Any, tokens: mx.array) -> mx.array:
-        """Logits [B, L, V] of the next tokens [B, L] of all rows, lazily."""
-        if not self._joined:
-            return mx.concatenate([model(tokens[row : row + 1], cache=caches) for row, caches in enumerate(self._rows)])
-        return model(tokens, cache=self._caches())  # type: ignore[no-any-return]
+    def forward(self, model: Any, tokens: mx.array, adapters: Mounted) -> mx.array:
+        """Logits [B, L, V] of the next tokens [B, L] of all rows, lazily, each with its adapter."""
+        if self._joined:
+            with adapters.rows(self._adapters):
+                return model(tokens, cache=self._caches())  # type: ignore[no-any-return]
+        found = []
+        for row, (caches, adapter) in enumerate(zip(self._rows, self._adapters, strict=True)):
+            with adapters.rows([adapter]):
+                found.append(model(tokens[row : row + 1], cache=caches))
+        return mx.concatenate(found)
 
     def arrays(self) -> list[mx.array]:
         """The recurrent states, which a step leaves lazily."""
