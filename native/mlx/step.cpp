@@ -12,7 +12,7 @@
 
 #include <nanobind/stl/variant.h>
 
-#include "kernels/delta.h"
+#include "kernels/delta_run.h"
 #include "kernels/gates.h"
 #include "kernels/norm.h"
 #include "kernels/rotary.h"
@@ -198,11 +198,7 @@ class LinearLayer {
         m.a_log = a_log_.start(), m.dt_bias = dt_bias_.start(), m.norm = norm_.start();
         m.state = data<float>(in[2]);
         m.y = y, m.new_tail = data(out[1]), m.new_state = data<float>(out[2]);
-        const size_t bytes = size_t(delta().mix_floats(m)) * sizeof(float);
-        parallel(B * shape_.Hk, [&](int64_t task) {
-            Scratch scratch(bytes);
-            delta().mix(m, task / shape_.Hk, task % shape_.Hk, scratch.as<float>());
-        });
+        run_mix(m);
     }
 
     Block block_;
