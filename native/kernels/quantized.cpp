@@ -129,7 +129,7 @@ inline void pair_rows(const Coded& w, int64_t o, const Row* from, vf* out) {
 // Up to sixteen weight rows with ROWS prepared rows.
 template <int GROUP, int ROWS>
 inline void pair_block(const Coded& w, int64_t o, int64_t count, const Row* rows, vf* totals) {
-    constexpr int kTall = ROWS == 2 ? 2 : 1;  // one activation row: memory in its own order is worth more than sharing loads
+    constexpr int kTall = ROWS > 1 ? 2 : 1;  // one activation row: memory in its own order is worth more than sharing loads
     with_float(w.type, [&]<class S>(S*) {
         int64_t i = 0;
         for (; i + kTall <= count; i += kTall) pair_rows<GROUP, ROWS, kTall, S>(w, o + i, rows, totals + i);
