@@ -75,7 +75,7 @@ def decode(settings: Settings) -> dict[str, Any]:
         for depth in settings.depths:
             filled = worker.ask("fill", depth=depth)
             for peer in peers.values():
-                peer.ask("fill", depth=depth, file=peer_llama.state_file(depth))
+                peer.ask("fill", depth=depth)
             row: dict[str, Any] = {"depth": depth, **filled, "ours": [], "llama": {name: [] for name in peers}, "bandwidth": []}
             for _ in range(settings.repeats):
                 for name, peer in peers.items():

@@ -132,7 +132,7 @@ def llama(settings: argparse.Namespace) -> dict[str, Any]:
             peers[name] = stack.enter_context(
                 Worker(f"llama-{name}", settings.threads, peer_llama.worker(name, settings.threads, types))
             )
-            peers[name].ask("fill", depth=LLAMA_DEPTH, file=peer_llama.state_file(LLAMA_DEPTH, types))
+            peers[name].ask("fill", depth=LLAMA_DEPTH)
         for _ in range(settings.repeats):
             for name, peer in peers.items():
                 found["llama"].setdefault(name, []).append(NEW / peer.ask("decode", tokens=NEW)["seconds"])

@@ -142,11 +142,6 @@ def worker(quantization: str, threads: int, types: Sequence[str] = ()) -> list[o
     return [out, model(quantization), threads, *types]
 
 
-def state_file(depth: int, types: Sequence[str] = ()) -> str:
-    """Where a worker keeps a context with so many tokens; quantizations share it, for a cache's speed is not its content."""
-    return str(WORK / f"state-{depth}{'-'.join(['', *types])}.bin")
-
-
 def description() -> dict[str, Any]:
     """Version, flags and compiled-in processor features."""
     make = (MAKE / "CMakeCache.txt").read_text()
