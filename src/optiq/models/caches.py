@@ -30,10 +30,14 @@ def make_caches(model: Any) -> Caches:
     """
     from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-    caches = list(make_prompt_cache(model))
-    if native.module() is None:
-        return caches
-    return [_growing_cache()() if type(cache) is KVCache else cache for cache in caches]
+    return [growing_cache() if type(cache) is KVCache else cache for cache in make_prompt_cache(model)]
+
+
+def growing_cache() -> Any:
+    """An empty plain key/value cache, with native kernels one that appends in place."""
+    from mlx_lm.models.cache import KVCache
+
+    return KVCache() if native.module() is None else _growing_cache()()
 
 
 @functools.cache
