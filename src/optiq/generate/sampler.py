@@ -16,6 +16,7 @@ Nguyen et al. 2024, arXiv 2407.01082. The order is that of transformers and vLLM
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -58,6 +59,12 @@ class Sampler:
             self._counts = self._counts.at[token].add(1.0)
             self._known[token] = True
         return token
+
+    def copy(self) -> Sampler:
+        """A sampler in the same state, which goes its own way from here."""
+        other = copy.copy(self)
+        other._known = copy.copy(self._known)  # item assignment changes the array object itself
+        return other
 
     @property
     def _plain(self) -> bool:
