@@ -13,6 +13,7 @@ llama.cpp is built on first use (`peer_llama.py`), torch runs under OPTIQ_TORCH_
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -67,20 +68,28 @@ def decode(settings: Settings) -> dict[str, Any]:
     """Seconds per token at each depth, beside llama.cpp; bandwidth in between."""
     weights = bars.weight_bytes(uniform4())
     rows = []
-    with ours(settings) as worker:
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(ours(settings))
+        peers = {name: stack.enter_context(llama(name, settings.threads)) for name in peer_llama.QUANTIZATIONS}
         about = worker.ask("about")
         for depth in settings.depths:
             filled = worker.ask("fill", depth=depth)
-            row: dict[str, Any] = {"depth": depth, **filled, "ours": [], "llama": {}, "bandwidth": []}
-            for count in rounds(settings.repeats, depth):
-                for name in peer_llama.QUANTIZATIONS:
-                    found = peer_llama.bench(name, settings.threads, count, new=NEW, depth=depth)
-                    row["llama"].setdefault(name, []).extend(found)
-                row["ours"] += [NEW / worker.ask("decode", tokens=NEW)["seconds"] for _ in range(count)]
-                row["bandwidth"] += bandwidth(settings.threads, count)
+            for peer in peers.values():
+                peer.ask("fill", depth=depth)
+            row: dict[str, Any] = {"depth": depth, **filled, "ours": [], "llama": {name: [] for name in peers}, "bandwidth": []}
+            for _ in range(settings.repeats):
+                for name, peer in peers.items():
+                    row["llama"][name].append(NEW / peer.ask("decode", tokens=NEW)["seconds"])
+                row["ours"].append(NEW / worker.ask("decode", tokens=NEW)["seconds"])
+                row["bandwidth"] += bandwidth(settings.threads, 1)
             rows.append(row)
             progress("decode", depth, row["ours"], **row["llama"])
     return {"about": about, "weight_bytes": weights, "llama": peer_llama.description(), "new_tokens": NEW, "rows": rows}
+
+
+def llama(quantization: str, threads: int) -> Worker:
+    """The peer's side, with its model loaded."""
+    return Worker(f"llama-{quantization}", threads, peer_llama.worker(quantization, threads))
 
 
 def prefill(settings: Settings) -> dict[str, Any]:

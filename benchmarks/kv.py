@@ -11,6 +11,7 @@ turns in one process; llama.cpp with 4-bit caches beside ours. Parts are kept be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ from typing import Any
 import harness
 import kv_quality
 import peer_llama
-from cpu_sides import uniform4
+from cpu_sides import Worker, uniform4
 from harness import Bar
 
 WORK = harness.BUILD / "kv"
@@ -122,15 +123,23 @@ def decode_bars(part: dict[str, Any]) -> list[Bar]:
 
 
 def llama(settings: argparse.Namespace) -> dict[str, Any]:
-    """llama.cpp with 4-bit caches, then ours at the same depth in the same run."""
-    flags = ("-fa", "on", "-ctk", "q4_0", "-ctv", "q4_0")
-    rows: dict[str, Any] = {"ours": [], "llama": {}, "flags": " ".join(flags), "depth": LLAMA_DEPTH}
-    for name in peer_llama.QUANTIZATIONS:
-        rows["llama"][name] = peer_llama.bench(name, settings.threads, 3, new=NEW // 2, depth=LLAMA_DEPTH, flags=flags)
-        ours = side("decode", "tq3,best4", LLAMA_DEPTH, settings, 3, NEW // 2)
-        rows["ours"].append(ours["seconds_per_token"])
-        print(f"  {name}: {rows['llama'][name]}; ours {ours['median']}", flush=True)
-    return rows
+    """llama.cpp with 4-bit caches and ours at the same depth, taking turns."""
+    types = ("q4_0", "q4_0")
+    found: dict[str, Any] = {"ours": [], "llama": {}, "flags": "-fa on -ctk q4_0 -ctv q4_0", "depth": LLAMA_DEPTH}
+    with contextlib.ExitStack() as stack:
+        peers = {}
+        for name in peer_llama.QUANTIZATIONS:
+            peers[name] = stack.enter_context(
+                Worker(f"llama-{name}", settings.threads, peer_llama.worker(name, settings.threads, types))
+            )
+            peers[name].ask("fill", depth=LLAMA_DEPTH)
+        for _ in range(settings.repeats):
+            for name, peer in peers.items():
+                found["llama"].setdefault(name, []).append(NEW / peer.ask("decode", tokens=NEW)["seconds"])
+            ours = side("decode", "tq3,best4", LLAMA_DEPTH, settings, 1, NEW)
+            found["ours"].append(ours["seconds_per_token"])
+            print(f"  llama.cpp {found['llama']}; ours {ours['median']}", flush=True)
+    return found
 
 
 def llama_bars(part: dict[str, Any]) -> list[Bar]:

@@ -37,6 +37,7 @@ QUANTIZATIONS = ("Q4_K_M", "Q4_0")
 LAYERS = 24
 OFF = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_UI", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES")
 FLAGS = ("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{name}=OFF" for name in OFF))
+WORKER = Path(__file__).with_name("llama_worker.cpp")
 TARGETS = ("llama-bench", "llama-quantize")
 # GCC before 13 tells its optimizer that `_tile_loadconfig` reads 8 bytes, so the rest of the configuration is never stored
 # and AMX faults on its first use. An empty statement that uses the whole structure mends it; no other compiler minds.
@@ -119,6 +120,26 @@ def bench(
         raise SystemExit(f"{' '.join(map(str, words))}\nexited with {done.returncode}:\n{done.stderr[-2000:]}")
     (row,) = json.loads(done.stdout)
     return [float(value) for value in row["samples_ts"]]
+
+
+def worker(quantization: str, threads: int, types: Sequence[str] = ()) -> list[object]:
+    """The command of `llama_worker.cpp`, compiled on first use: a side that waits while others are measured.
+
+    Args:
+        types: of cached keys and values, for instance q4_0; they turn flash attention on.
+    """
+    out = WORK / "llama_worker"
+    if not out.exists() or out.stat().st_mtime < WORKER.stat().st_mtime:
+        libraries = program("llama-bench").parent
+        words: list[object] = [os.environ.get("CXX") or "c++", "-O2", "-std=c++17", WORKER, "-o", out]
+        words += [f"-I{sources() / part}" for part in ("include", "ggml/include", "vendor")]
+        words += [
+            f"-L{libraries}",
+            f"-Wl,-rpath,{libraries}",
+            *(f"-l{name}" for name in ("llama", "ggml", "ggml-base", "ggml-cpu")),
+        ]
+        harness.run(words, WORK / "worker.log")
+    return [out, model(quantization), threads, *types]
 
 
 def description() -> dict[str, Any]:

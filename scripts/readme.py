@@ -27,6 +27,7 @@ PACKAGES = {  # what a package without a docstring of its own does
     "models": "the only importer of mlx-lm: checkpoints, architectures, block by block",
     "plan": "the exact choice of one option per tensor under a byte budget; pure Python",
     "quantize": "encoders and the pipeline of `optiq convert`",
+    "serve": "the parts of a serving engine; so far what reads a reply: reasoning, answer, calls of tools",
 }
 FOLDERS = {  # what a folder without a docstring of its own holds
     "native": "C and C++ sources of the optional native parts",

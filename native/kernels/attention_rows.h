@@ -3,12 +3,12 @@
 
 #include "kernels/attention.h"
 #include "kernels/simd.h"
+#include "kernels/tile_sums.h"
 
 namespace optiq::OPTIQ_LEVEL {
 
 constexpr float kNever = -__builtin_inff();
 
-inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -161,30 +161,6 @@ inline void interleave(__m512i even, __m512i odd, __m512i& first, __m512i& secon
     first = _mm512_permutex2var_epi16(even, _mm512_load_si512(&order.at[0]), odd);
     second = _mm512_permutex2var_epi16(even, _mm512_load_si512(&order.at[32]), odd);
 }
-
-#endif
-
-#if defined(__AMX_BF16__)
-
-// All eight tiles with 16 rows of 64 bytes, until the end of the scope. The setting is a constant in memory: GCC 12's
-// _tile_loadconfig tells the compiler that it reads 8 bytes, so stores to the others of a local one may be dropped.
-struct Tiles {
-    struct alignas(64) Setting {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    };
-    // Tiles 0 to 5 have `rows` rows, 6 and 7 have 16: a product takes as many cycles as its left side has rows.
-    static constexpr Setting of(uint8_t rows) {
-        return {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {rows, rows, rows, rows, rows, rows, 16, 16}};
-    }
-    explicit Tiles(int rows = 16) {
-        static constexpr Setting all[16] = {of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8),
-                                            of(9), of(10), of(11), of(12), of(13), of(14), of(15), of(16)};
-        _tile_loadconfig(&all[rows - 1]);
-    }
-    ~Tiles() { _tile_release(); }
-};
 
 #endif
 

@@ -2,8 +2,8 @@
 //
 //     C[p, q] = sum_k P[p, k] A[q, k]
 //
-// P is packed once, in panels of sixteen vectors whose numbers of one k lie together; A (as a rule the weights) is brought
-// block by block into rows that the arithmetic reads as they are, coded weights being decoded on the way. C is summed in
+// P is packed once, in panels of sixteen vectors whose numbers of one k lie together; A (coded weights always, of two dense sides
+// see multiply.h) is brought block by block into rows that the arithmetic reads as they are, codes being decoded on the way. C is summed in
 // float32 in the order of k, whatever the number of vectors: an element's bits do not depend on what else is in the product.
 //
 // Arithmetic, by level and by the type of the activations:
@@ -37,6 +37,13 @@ struct Side {
     const Coded* coded = nullptr;  // instead of data: the rows of a coded matrix or, with `across`, its columns
 };
 
+// Where C lies: C[p, q] at p * p_step + q * a_step elements; one of the steps is 1.
+struct Target {
+    void* data = nullptr;
+    Float type = Float::f32;
+    int64_t p_step = 0, a_step = 1;
+};
+
 constexpr int64_t kPanel = 16;      // vectors of P in a panel
 constexpr int64_t kTaskPanels = 64;  // at most, in a task
 
@@ -46,14 +53,16 @@ struct GemmKernels {
     int64_t (*depth)(Float type);
     int64_t (*width)(Float type);
     int64_t (*panel_bytes)(Float type);
+    // Whether C has the same bits when P and A change places.
+    bool (*commutes)(Float type);
     // Working memory of one task.
     int64_t (*scratch_bytes)(Float type);
     // Pack panel `panel` of P, block `block` of its depth.
     void (*pack)(const Side& p, Float type, int64_t panel, int64_t block, void* out);
     // C[p, first + q] for q < count <= width and the `panels` panels from first_panel on (at most kTaskPanels); P is packed
-    // as [block][panel of all]. `c` is C[0, 0], `stride` the elements of a row of C.
+    // as [block][panel of all].
     void (*task)(const Side& a, Float type, int64_t first, int64_t count, const Side& p, const void* packed, int64_t first_panel,
-                 int64_t panels, void* c, Float c_type, int64_t stride, void* scratch);
+                 int64_t panels, const Target& c, void* scratch);
     // C[p, q] for q in [first, last) and all p < count <= 16, where P is float32 [count, depth] and A lies row by row.
     void (*few)(const Side& a, int64_t first, int64_t last, const float* p, int64_t count, void* c, Float c_type, int64_t stride);
     // Numbers of any type as float32.

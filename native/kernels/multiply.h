@@ -36,9 +36,8 @@ inline void* task_memory(size_t bytes) {
     return block.start;
 }
 
-// C[p, q] = sum_k P[p, k] A[q, k], C row by row of `type`; see kernels/gemm.h. `type` is that of the activations.
-inline void multiply(const Side& p, const Side& a, Float type, void* c, Float c_type, int64_t stride) {
-    if (p.count == 0 || a.count == 0) return;
+// C[p, q] = sum_k P[p, k] A[q, k] with P packed; see kernels/gemm.h. `type` is that of the activations.
+inline void multiply_packed(const Side& p, const Side& a, Float type, const Target& c) {
     const GemmKernels& kernels = gemm();
     const int64_t depth = kernels.depth(type), width = kernels.width(type), panel_bytes = kernels.panel_bytes(type);
     const int64_t blocks = (a.depth + depth - 1) / depth, columns = (a.count + width - 1) / width;
@@ -48,18 +47,32 @@ inline void multiply(const Side& p, const Side& a, Float type, void* c, Float c_
         Side part = p;
         part.count = std::min(p.count - start, round);
         part.data = static_cast<const char*>(p.data) + start * (p.across ? 1 : p.stride) * float_bytes(p.type);
-        void* target = static_cast<char*>(c) + start * stride * float_bytes(c_type);
+        Target target = c;
+        target.data = static_cast<char*>(c.data) + start * c.p_step * float_bytes(c.type);
         const int64_t panels = (part.count + kPanel - 1) / kPanel, groups = (panels + group - 1) / group;
         Scratch packed(size_t(panels * blocks * panel_bytes));
-        parallel(panels * blocks, [&](int64_t i) {
-            kernels.pack(part, type, i % panels, i / panels, packed.as<char>() + i * panel_bytes);
+        parallel(panels, [&](int64_t i) {
+            for (int64_t b = 0; b < blocks; b++) kernels.pack(part, type, i, b, packed.as<char>() + (b * panels + i) * panel_bytes);
         });
         parallel(columns * groups, [&](int64_t i) {
             const int64_t first = i % columns * width, panel = i / columns * group;
             kernels.task(a, type, first, std::min(width, a.count - first), part, packed.as<void>(), panel,
-                         std::min(group, panels - panel), target, c_type, stride, task_memory(size_t(kernels.scratch_bytes(type))));
+                         std::min(group, panels - panel), target, task_memory(size_t(kernels.scratch_bytes(type))));
         });
     }
+}
+
+// Numbers that are moved from rows to columns while P is packed.
+inline int64_t turned(const Side& p) { return p.across ? 0 : p.count * p.depth; }
+
+// The same, C row by row of `type`. Where the rows of C are P's, sums have to be turned too. Of two dense sides that one is packed
+// which leaves less to turn.
+inline void multiply(const Side& p, const Side& a, Float type, void* c, Float c_type, int64_t stride) {
+    if (p.count == 0 || a.count == 0) return;
+    if (!a.coded && gemm().commutes(type) && turned(a) < turned(p) + p.count * a.count)
+        multiply_packed(a, p, type, {c, c_type, 1, stride});
+    else
+        multiply_packed(p, a, type, {c, c_type, stride, 1});
 }
 
 // The same for at most kFewRows vectors p [count, a.depth] of `type`, A dense and row by row.

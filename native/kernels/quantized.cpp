@@ -129,7 +129,7 @@ inline void pair_rows(const Coded& w, int64_t o, const Row* from, vf* out) {
 // Up to sixteen weight rows with ROWS prepared rows.
 template <int GROUP, int ROWS>
 inline void pair_block(const Coded& w, int64_t o, int64_t count, const Row* rows, vf* totals) {
-    constexpr int kTall = ROWS == 2 ? 2 : 1;  // one activation row: memory in its own order is worth more than sharing loads
+    constexpr int kTall = ROWS > 1 ? 2 : 1;  // one activation row: memory in its own order is worth more than sharing loads
     with_float(w.type, [&]<class S>(S*) {
         int64_t i = 0;
         for (; i + kTall <= count; i += kTall) pair_rows<GROUP, ROWS, kTall, S>(w, o + i, rows, totals + i);
@@ -385,22 +385,19 @@ inline void put(vf values, int64_t count, void* y, Float type, int64_t at) {
 template <int BITS, int GROUP>
 void product_of(const Coded& w, int64_t first, int64_t last, const float* prepared, int64_t count, void* y, Float y_type,
                 int64_t stride) {
+    constexpr bool can_pair = kPairs && BITS == 4 && GROUP != 32;
+    const bool paired = can_pair && w.columns % 128 == 0;
     Row rows[16];
     for (int64_t m = 0; m < count; m++) rows[m] = row_at(prepared, w.columns, w.group, m);
-    const auto each_row = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m, int64_t o, int64_t here, vf* totals) {
-        for (int64_t i = 0; i < here; i++) product_row<BITS, GROUP, ROWS>(w, o + i, rows + m, totals + i, kLanes);
-    };
     // A few activation rows pass sixteen rows of codes at a time, which stay in the first-level cache.
     const auto block = [&](int64_t o) {
         const int64_t here = last - o < kLanes ? last - o : kLanes;
         const auto pass = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
             vf totals[ROWS * kLanes]{};
-            if constexpr (kPairs && BITS == 4 && GROUP != 32) {
-                if (w.columns % 128 == 0) pair_block<GROUP, ROWS>(w, o, here, rows + m, totals);
-                else each_row(std::integral_constant<int, ROWS>{}, m, o, here, totals);
-            } else {
-                each_row(std::integral_constant<int, ROWS>{}, m, o, here, totals);
-            }
+            if constexpr (can_pair)
+                if (paired) pair_block<GROUP, ROWS>(w, o, here, rows + m, totals);
+            if (!paired)
+                for (int64_t i = 0; i < here; i++) product_row<BITS, GROUP, ROWS>(w, o + i, rows + m, totals + i, kLanes);
             for (int r = 0; r < ROWS; r++) put(sums_of(totals + r * kLanes), here, y, y_type, (m + r) * stride + o);
         };
         int64_t m = 0;

@@ -27,6 +27,8 @@ typedef uint32_t vu __attribute__((vector_size(64), aligned(64), may_alias));
 typedef uint16_t vh __attribute__((vector_size(32), aligned(32), may_alias));
 typedef uint16_t vh_loose __attribute__((vector_size(32), aligned(2), may_alias));
 
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
 inline vf splat(float x) { return x - vf{}; }
 inline vf load(const float* p) { return *reinterpret_cast<const vf_loose*>(p); }
 inline void store(float* p, vf x) { *reinterpret_cast<vf_loose*>(p) = x; }

@@ -1,9 +1,6 @@
 // The mixer of Gated DeltaNet, as MLX operations on the CPU.
 
-#include "kernels/delta.h"
-
-#include "core/pool.h"
-#include "core/scratch.h"
+#include "kernels/delta_run.h"
 #include "mlx/bind.h"
 #include "mlx/delta.h"
 #include "mlx/view.h"
@@ -66,11 +63,7 @@ void run_mixer(const Arrays& in, Arrays& out, const DeltaShape& shape, Optional 
     if (ends) m.ends = ends->start<int32_t>();
     if (state) m.state = state->start();
     m.y = data(out[0]), m.new_tail = data(out[1]), m.new_state = data<float>(out[2]);
-    const size_t bytes = size_t(delta().mix_floats(m)) * sizeof(float);
-    parallel(shape.B * shape.Hk, [&](int64_t task) {
-        Scratch scratch(bytes);
-        delta().mix(m, task / shape.Hk, task % shape.Hk, scratch.as<float>());
-    });
+    run_mix(m);
 }
 
 // The same results from differentiable operations: what the derivative goes through.

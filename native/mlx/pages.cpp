@@ -9,6 +9,7 @@
 
 #include "mlx/bind.h"
 #include "mlx/op.h"
+#include "mlx/pages.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -45,14 +46,17 @@ std::vector<Span> spans(const std::vector<mx::array>& arrays) {
 // Asks the system to move the arrays to large pages now; where it cannot, nothing changes. The bytes that were moved.
 int64_t collapse(const std::vector<mx::array>& arrays) {
     int64_t moved = 0;
-    for (const auto& span : spans(arrays)) {
-        const uintptr_t first = (span.start + kLargePage - 1) & ~(kLargePage - 1), last = span.end & ~(kLargePage - 1);
-        if (first < last && madvise(reinterpret_cast<void*>(first), last - first, kCollapse) == 0) moved += int64_t(last - first);
-    }
+    for (const auto& span : spans(arrays)) moved += to_large_pages(span.start, span.end);
     return moved;
 }
 
 }  // namespace
+
+int64_t to_large_pages(uintptr_t start, uintptr_t end) {
+    const uintptr_t first = (start + kLargePage - 1) & ~(kLargePage - 1), last = end & ~(kLargePage - 1);
+    const bool moved = first < last && madvise(reinterpret_cast<void*>(first), last - first, kCollapse) == 0;
+    return moved ? int64_t(last - first) : 0;
+}
 
 void bind_pages(nb::module_& m) {
     m.def("collapse", &collapse, "arrays"_a, "Move evaluated arrays to large pages; how many bytes were moved.");

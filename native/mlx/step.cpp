@@ -12,7 +12,7 @@
 
 #include <nanobind/stl/variant.h>
 
-#include "kernels/delta.h"
+#include "kernels/delta_run.h"
 #include "kernels/gates.h"
 #include "kernels/norm.h"
 #include "kernels/rotary.h"
@@ -150,7 +150,7 @@ class LinearLayer {
             layer->compute(in, data(out[0]), nullptr, [&](Mixer& m) {
                 layer->from(in, m);
                 m.new_tail = data(out[1]), m.new_state = data<float>(out[2]);
-                layer->mix(m);
+                run_mix(m);
             });
         };
         auto op = std::make_shared<Op>(cpu_stream(), "OptiqLinearLayer", run, Op::Vjp{}, Reuse{2, 2});
@@ -183,11 +183,11 @@ class LinearLayer {
             layer->compute(in, data(out[0]), &out, [&](Mixer& m) {
                 if (in.size() == 3) {
                     layer->from(in, m);
-                    return layer->mix(m);
+                    return run_mix(m);
                 }
                 layer->catch_up(in, out);
                 m.tail = layer->tail_of(out[4]), m.state = data<float>(out[5]);
-                layer->mix(m);
+                run_mix(m);
             });
         };
         const Reuse reuse = before.empty() ? Reuse{} : Reuse{2, 5};
@@ -265,15 +265,7 @@ class LinearLayer {
         m.mask = mask.data(), m.ends = counts;
         from(in, m);
         m.new_tail = data(out[4]), m.new_state = data<float>(out[5]);
-        mix(m);
-    }
-
-    void mix(const Mixer& m) const {
-        const size_t bytes = size_t(delta().mix_floats(m)) * sizeof(float);
-        parallel(m.shape.B * shape_.Hk, [&](int64_t task) {
-            Scratch scratch(bytes);
-            delta().mix(m, task / shape_.Hk, task % shape_.Hk, scratch.as<float>());
-        });
+        run_mix(m);
     }
 
     Block block_;

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "core/scratch.h"
-#include "kernels/delta.h"
+#include "kernels/delta_run.h"
 #include "kernels/delta_rule.h"
 #include "kernels/mixing.h"
 #include "tests/check.h"
@@ -111,10 +111,7 @@ TEST(the_mixer_agrees_with_double) {
                 m.a_log = rate.data(), m.dt_bias = bias.data(), m.norm = norm.data();
                 m.mask = mask.data(), m.state = state.data();
                 m.y = y.data(), m.new_tail = new_tail.data(), m.new_state = new_state.data();
-                for (int64_t task = 0; task < s.B * s.Hk; task++) {
-                    Scratch scratch(size_t(delta().mix_floats(m)) * sizeof(float));
-                    delta().mix(m, task / s.Hk, task % s.Hk, scratch.as<float>());
-                }
+                run_mix(m);
 
                 Inputs in;
                 in.state = wide(state);

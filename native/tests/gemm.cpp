@@ -73,6 +73,23 @@ TEST(dense_products_of_every_layout_and_odd_size) {
     set_pool_threads(1);
 }
 
+TEST(the_side_that_is_packed_does_not_show) {
+    const int64_t count = 50, depth = 530, outer = 70;
+    set_pool_threads(2);
+    test::each_level([&] {
+        for (const auto type : {Float::f32, Float::bf16}) {
+            if (!gemm().commutes(type)) continue;
+            const Numbers x(size_t(count * depth), type, 5), w(size_t(outer * depth), type, 6);
+            const Side p = x.side(count, depth, false), a = w.side(outer, depth, false);
+            std::vector<float> rows(size_t(count * outer)), columns(rows.size());
+            multiply_packed(p, a, type, {rows.data(), Float::f32, outer, 1});
+            multiply_packed(a, p, type, {columns.data(), Float::f32, 1, outer});
+            CHECK(rows == columns);
+        }
+    });
+    set_pool_threads(1);
+}
+
 TEST(few_rows_do_not_see_each_other) {
     set_pool_threads(2);
     test::each_level([] {

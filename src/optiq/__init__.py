@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 _VERBS = {  # verb -> the module that holds the function of that name
     "convert": "optiq.quantize.pipeline",
     "load": "optiq.models.load",
+    "strip_reasoning": "optiq.models.thinking",
 }
 
 __all__ = ["__version__", *_VERBS]

@@ -45,6 +45,17 @@ def test_one_reply(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert data["sampling"]["seed"] == 5 and data["sources"]["top_k"] == "preset"
 
 
+def test_a_use_decides_before_the_mode(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt", "The sea", "--max-tokens", "1", "--seed", "5", "--preset", "chat"]
+    for mode in ("--thinking", "--raw"):
+        assert main(["generate", str(tiny_model), *words, mode]) == 0
+        assert "sampling: temperature 0.7, top p 0.9 (preset qwen3.5-small, chat)" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    (tmp_path / "model.safetensors").write_bytes(b"")  # the weights are not even looked at
+    assert main(["generate", str(tmp_path), *words]) == 2
+    assert "error: --preset is chat, and this model is of no known family" in capsys.readouterr().err
+
+
 def test_raw_text_from_a_pipe(tiny_model: Path, capsys: pytest.CaptureFixture[str], stdin) -> None:  # type: ignore[no-untyped-def]
     stdin("Once upon a time — ".encode())
     assert main(["generate", str(tiny_model), "--raw", "--temp", "0", "--max-tokens", "6"]) == 0

@@ -21,6 +21,7 @@ from optiq.events import MODES
 from optiq.generate.decode import Statistics
 from optiq.measure.sensitivity import METHODS
 from optiq.measure.text import DOMAINS
+from optiq.models.families import FAMILIES, USES
 from optiq.quantize.encoders import ENCODERS
 from optiq.quantize.settings import ENCODER_NAMES, REFERENCES
 from optiq.quantize.workspace import FORMAT
@@ -101,6 +102,21 @@ def test_every_table_entry_is_documented(noun: str) -> None:
             assert f"`{name}`" in text, f"{noun} {name} is not in {GUIDE.name}"
 
 
+def test_the_family_guide_names_every_preset_with_its_settings() -> None:
+    text = (ROOT / "docs" / "guides" / "qwen3.5.md").read_text()
+    for use in USES:
+        settings = FAMILIES["qwen3.5"].uses[use]
+        cells = [f"{settings[name]:g}" if name in settings else "" for name in ("temperature", "top_p", "top_k")]
+        assert re.search(rf"^\| `{use}` \| {' *[|] '.join(cells)} *\|", text, re.MULTILINE), use
+
+
+def test_the_family_guides_python_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "guides" / "qwen3.5.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "qwen3.5.md", "exec"), {})
+
+
 def test_every_progress_mode_is_documented() -> None:
     assert all(mode in script.PAGE.read_text() for mode in MODES)
 
@@ -172,6 +188,7 @@ def test_every_key_of_the_receipts_is_documented() -> None:
     keys |= _keys(SOURCE / "measure" / "divergence.py", "summary") | _keys(SOURCE / "models" / "mtp.py", "write")
     keys |= _keys(SOURCE / "quantize" / "baselines.py", "compare") | _keys(SOURCE / "models" / "inspect.py", "as_json")
     keys |= _keys(SOURCE / "cli" / "plan.py", "_plan_json", "_curve_json") | _keys(SOURCE / "cli" / "list.py", "_row")
+    keys |= _keys(SOURCE / "cli" / "models.py", "run", "_row")
     keys |= _keys(SOURCE / "generate" / "bench.py", "as_json", "machine", "compare", "_spread")
     keys |= _keys(SOURCE / "cli" / "bench.py", "run") | _keys(SOURCE / "cli" / "generate.py", "_finish")
     keys |= {field.name for field in dataclasses.fields(Statistics)} | _keys(SOURCE / "generate" / "decode.py", "as_json")

@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from optiq.errors import FormatError, InputError
-from optiq.generate.presets import FAMILIES, family_of, preset
 from optiq.generate.sampling import SETTINGS, SOURCES, Sampling, check, describe, resolve
-
-SMALL, LARGE = {"model_type": "qwen3_5_text", "hidden_size": 1024}, {"model_type": "qwen3_5", "hidden_size": 2560}
+from optiq.models.families import FAMILIES, USES, preset
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
@@ -35,6 +33,7 @@ def test_sources_mix() -> None:
     assert {resolved.sources[setting.name] for setting in SETTINGS} == set(SOURCES)
     text = "sampling: top p 0.5 (flag); temperature 0.7 (preset f, not thinking); top k 7, min p 0.1 (generation_config.json)"
     assert describe(resolved, "f", thinking=False) == text
+    assert "(preset f, chat)" in describe(resolved, "f", thinking=False, use="chat")
 
 
 @pytest.mark.parametrize(
@@ -85,21 +84,11 @@ def test_a_bad_generation_config_counts_only_where_it_decides() -> None:
     assert resolve({"top_p": 0.9}, {}, {"top_p": "high"}, seed=0).sampling.top_p == 0.9
 
 
-def test_families_by_config() -> None:
-    assert family_of(SMALL) == "qwen3.5-small" and family_of(LARGE) == "qwen3.5"
-    assert family_of({"model_type": "qwen3_5_moe_text", "hidden_size": 2048}) == "qwen3.5"
-    assert family_of({"model_type": "llama", "hidden_size": 2048}) is None and preset(None, True) == {}
-
-
 def test_presets_name_settings_within_their_ranges_and_a_source() -> None:
     names = {setting.name for setting in SETTINGS}
     for name, family in FAMILIES.items():
         assert family.source.startswith("https://"), name
         for mode in (True, False):
-            assert set(preset(name, mode)) <= names
-            check(preset(name, mode))
-
-
-def test_the_mode_chooses_the_preset() -> None:
-    assert preset("qwen3.5", True)["temperature"] == 1.0 and preset("qwen3.5", False)["temperature"] == 0.7
-    assert preset("qwen3.5-small", False)["presence_penalty"] == 2.0
+            for use in (None, *USES):
+                assert preset(name, mode, use) and set(preset(name, mode, use)) <= names
+                check(preset(name, mode, use))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import replies
 from optiq.generate.text import BROKEN, Pieces, StopStrings
 
 TEXT = "naïve café — 😀👩‍👩‍👧 日本語 𝄞 \n\n  spaces\t<think>"
@@ -43,13 +44,50 @@ def test_endless_broken_bytes_are_not_held_back(loaded: tuple[Any, Any]) -> None
     assert len("".join(pieces.add(continuation) for _ in range(20))) == 17  # three may still be a character
 
 
+def _passed(stops: list[str], pieces: list[str]) -> tuple[str, str | None, list[str]]:
+    """What comes through in all, the stop that was found, and what has come through after each piece."""
+    gate = StopStrings(stops)
+    shown: list[str] = [""]
+    for piece in pieces:
+        shown.append(shown[-1] + gate.pass_on(piece))
+        if gate.found is not None:
+            return shown[-1], gate.found, shown
+    return shown[-1] + gate.finish(), None, shown
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text("abc", max_size=30),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(0, 30), max_size=8),
+)
+def test_any_chunking_stops_at_the_same_place_and_leaks_nothing(text: str, stops: list[str], places: list[int]) -> None:
+    pieces = replies.pieces(text, places)
+    passed, found, shown = _passed(stops, pieces)
+    assert _passed(stops, list(text))[:2] == _passed(stops, [text])[:2] == (passed, found)
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if found is None:
+        assert passed == text and not ends
+    else:
+        assert text.startswith(passed + found) and len(passed + found) == min(ends)
+    for piece_end, part in zip(_ends(pieces), shown[1:], strict=False):
+        assert passed.startswith(part), "what was shown is never taken back"
+        held = text[len(part) : piece_end]
+        assert found is not None or not held or any(stop.startswith(held) for stop in stops)
+
+
+def _ends(pieces: list[str]) -> list[int]:
+    return [sum(map(len, pieces[: n + 1])) for n in range(len(pieces))]
+
+
 @pytest.mark.parametrize(
     ("stops", "pieces", "passed", "found"),
     [
         (["END"], ["a E", "N", "D b"], "a ", "END"),
         (["END"], ["a E", "N", "X"], "a ENX", None),
         (["END"], ["EEN", "D"], "E", "END"),
-        (["b", "ab"], ["xa", "b"], "x", "ab"),  # the earlier place wins
+        (["b", "ab"], ["xa", "b"], "x", "ab"),  # of two that end together the longer wins
+        (["b", "abc"], ["xabc"], "xa", "b"),  # of two others the one that is complete first
         (["\n\n"], ["one\n", "two\n", "\nthree"], "one\ntwo", "\n\n"),
         (["END"], ["a EN"], "a EN", None),  # what was held back comes at the end
         ([], ["a", "b"], "ab", None),

@@ -1,11 +1,15 @@
-"""Freed memory, kept or given back: a fresh process, because the allocator's settings hold for all of one."""
+"""How much memory there is; freed memory, kept or given back: in a process of its own, where settings of the allocator last."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import mlx.core as mx
 import pytest
+
+from optiq.kernels import memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
 
@@ -36,3 +40,29 @@ def test_retained_memory_costs_no_page_faults_and_trim_gives_it_back() -> None:
     plain_faults, plain_resident = measure(keep=False)
     assert faults < plain_faults / 10
     assert resident < plain_resident + (24 << 20)
+
+
+def test_usable_memory_is_what_a_container_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    physical = 1024 * int(Path("/proc/meminfo").read_text().partition("MemTotal:")[2].split()[0])
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_LIMITS", (limit, tmp_path / "absent"))
+    assert memory.usable_bytes() == physical
+    for text, expected in (("max\n", physical), ("2000000000\n", 2_000_000_000), (str(physical * 2), physical)):
+        limit.write_text(text)
+        assert memory.usable_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"memory_size": 32, "max_recommended_working_set_size": 24}, 24),  # Metal
+        ({"total_memory": 80, "free_memory": 3}, 80),  # CUDA
+    ],
+)
+def test_usable_memory_of_a_gpu_is_what_its_driver_says(
+    info: dict[str, int], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    assert memory.usable_bytes() == expected

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from optiq.cli.caches import add_cache_arguments
     from optiq.generate.options import MAX_TOKENS, PREFILL_CHUNK
     from optiq.generate.sampling import SETTINGS
+    from optiq.models.families import USES
 
     parser.add_argument("model", metavar="MODEL", help="a model directory or a hub id")
     source = parser.add_mutually_exclusive_group()
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for setting in SETTINGS:
         kind = int if setting.whole else float
         parser.add_argument(setting.flag, dest=setting.name, type=kind, default=None, metavar="X", help=setting.help)
+    parser.add_argument("--preset", choices=USES, default=None, help="the family guide's settings for a use")
     parser.add_argument("--seed", type=int, default=None, metavar="N", help="for the draw; without it a new one, which is shown")
     parser.add_argument(
         "--thinking",
@@ -118,7 +120,7 @@ class _Session:
         import secrets
 
         from optiq.generate.decode import Context
-        from optiq.generate.presets import family_of
+        from optiq.models.families import family_of, preset
         from optiq.models.generation import context_length, generation_config, stop_ids, text_config
         from optiq.models.hub import resolve
         from optiq.models.load import load
@@ -126,10 +128,11 @@ class _Session:
         self._args, self._events = args, events
         path: Path = resolve(args.model, events=events)
         self._config = generation_config(path)
+        self._family = family_of(text_config(path))
+        preset(self._family, thinking=True, use=args.preset)  # refuses a use that nobody has settings for
         with events.stage("load the model"):
             model, self._tokenizer = load(path)
         self._options = dataclasses.replace(options, stop_ids=stop_ids(path, self._tokenizer))
-        self._family = family_of(text_config(path))
         self._length = context_length(path)
         caches.check(model)
         self._context: Context = Context(model, caches, _drafter(path, model) if args.mtp else None)
@@ -182,11 +185,12 @@ class _Session:
         """Generate and show one reply; returns its text without the prompt's opening. Ctrl-C ends a chat's reply alone."""
         from optiq.generate.decode import Reply
         from optiq.generate.depth import Depth
-        from optiq.generate.presets import preset
         from optiq.generate.sampling import resolve
+        from optiq.models.families import preset
 
-        # Presets are for the two modes of a conversation; a text that is continued as it stands has no mode.
-        family = {} if self._args.raw else preset(self._family, prompt.thinking)
+        # A text that is continued as it stands has no mode; a use may still be asked for.
+        modeless = self._args.raw and self._args.preset is None
+        family = {} if modeless else preset(self._family, prompt.thinking, self._args.preset)
         settings = resolve(vars(self._args), family, self._config, self._seed)
         self._say_settings(settings, prompt)
         if self._length is not None and len(prompt.ids) > self._length:
@@ -224,7 +228,7 @@ class _Session:
         """How tokens are drawn, once per conversation and mode."""
         from optiq.generate.sampling import describe
 
-        told = describe(settings, self._family, None if self._args.raw else prompt.thinking)
+        told = describe(settings, self._family, None if self._args.raw else prompt.thinking, self._args.preset)
         if settings.sampling.temperature != 0:
             told += f"; seed {self._seed}"
         if told != self._told:

@@ -36,6 +36,7 @@ COMMANDS.add("kv-cache", ("optiq.cli.kv_cache", "choose the bits of key/value ca
 COMMANDS.add("generate", ("optiq.cli.generate", "write text with a model: one reply, or a conversation"))
 COMMANDS.add("bench", ("optiq.cli.bench", "measure how fast a model reads and writes on this machine"))
 COMMANDS.add("inspect", ("optiq.cli.inspect", "show the bits and bytes of a model directory"))
+COMMANDS.add("models", ("optiq.cli.models", "show the reference models, and which of them fit this machine"))
 COMMANDS.add("pull", ("optiq.cli.pull", "download a model, with progress and resume"))
 COMMANDS.add("rm", ("optiq.cli.rm", "delete a model from the cache or a model directory"))
 COMMANDS.add("list", ("optiq.cli.list", "list the models on this disk"))

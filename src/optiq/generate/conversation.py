@@ -12,8 +12,7 @@ from typing import Any
 
 from optiq.errors import InputError
 from optiq.models.chat import prompt_text
-
-THINK, END_THINK = "<think>", "</think>"
+from optiq.models.thinking import KNOWN
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Prompt:
         ids: token ids.
         stable: how many of them the prompt of the next turn will begin with.
         thinking: whether the model thinks before it answers.
-        opening: what the template has written of the reply's reasoning, to be shown before it: `<think>`, or "".
+        opening: what the template has written of the reply's reasoning, to be shown before it: the opening tag, or "".
     """
 
     ids: list[int]
@@ -78,7 +77,7 @@ class Conversation:
         history = self._ids(prompt_text(self.tokenizer, messages, self.thinking, open_reply=False))
         ids = self._ids(whole)
         stable = next((n for n, (a, b) in enumerate(zip(ids, history, strict=False)) if a != b), min(len(ids), len(history)))
-        opening = whole[whole.rfind(THINK) :] if whole.rstrip().endswith(THINK) else ""
+        opening = next((whole[whole.rfind(tags.open) :] for tags in KNOWN if tags.opened_by(whole)), "")
         return Prompt(ids, stable, self._thinks(messages, whole, opening), opening)
 
     def answered(self, question: str, reply: str, prompt: Prompt) -> None:
@@ -88,7 +87,7 @@ class Conversation:
         """
         self.messages.append({"role": "user", "content": question})
         message = {"role": "assistant", "content": reply}
-        if prompt.opening and END_THINK not in reply:
+        if any(tags.opened_by(prompt.opening) and tags.close not in reply for tags in KNOWN):
             message = {"role": "assistant", "content": "", "reasoning_content": reply}
         self.messages.append(message)
 

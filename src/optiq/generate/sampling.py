@@ -3,7 +3,7 @@
 A setting comes from the first of `SOURCES` that names it:
 
     flag                what the caller asked for
-    preset              the family's recommendation for the thinking mode (`optiq.generate.presets`)
+    preset              the family's recommendation for a use or the thinking mode (`optiq.models.families`)
     generation_config   the model's generation_config.json
     default             neutral, and temperature 0 (greedy): where nobody recommends anything, the likeliest token
 """
@@ -160,11 +160,12 @@ def _from_file(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def describe(resolved: Resolved, family: str | None, thinking: bool | None) -> str:
+def describe(resolved: Resolved, family: str | None, thinking: bool | None, use: str | None = None) -> str:
     """One line: the settings that have an effect, and where they come from."""
+    mode = "" if thinking is None else ", thinking" if thinking else ", not thinking"
     names = {
         "flag": "flag",
-        "preset": f"preset {family}" + ("" if thinking is None else ", thinking" if thinking else ", not thinking"),
+        "preset": f"preset {family}" + (mode if use is None else f", {use}"),
         "generation_config": "generation_config.json",
         "default": "default",
     }

@@ -56,6 +56,8 @@ class Pieces:
 class StopStrings:
     """Passes text on until one of some strings appears, also where it is spread over several pieces.
 
+    The one that is complete first counts, and of two that end together the longer, so that pieces make no difference.
+
     Args:
         stops: the strings, none of them empty; they are not passed on.
     """
@@ -68,9 +70,9 @@ class StopStrings:
     def pass_on(self, piece: str) -> str:
         """What is certain to come before any stop; `found` is set when one has appeared."""
         text = self._held + piece
-        places = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        places = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if places:
-            at, self.found = min(places)
+            _, at, self.found = min(places)
             self._held = ""
             return text[:at]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)

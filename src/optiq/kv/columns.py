@@ -96,6 +96,31 @@ class Columns:
         return self.copy()
 
     @property
+    def columns(self) -> int:
+        """Packed columns that will not change any more; of one sequence without a window."""
+        return self._packed
+
+    def take(self, start: int, stop: int) -> Buffers:
+        """Copies of packed columns [start, stop): arrays of keys, then of values."""
+        return [mx.contiguous(buffer[:, :, start:stop]) for side in self._buffers for buffer in side]
+
+    def without_columns(self) -> Self:
+        """Another cache with all but the packed columns; only `with_columns` makes it whole."""
+        other = self.copy()
+        other._buffers = ([], [])
+        return other
+
+    def with_columns(self, columns: Buffers) -> Self:
+        """A cache with the content of `without_columns` and these columns; both stay as they are."""
+        other = self.copy()
+        if not columns:
+            return other
+        assert self._rows is not None
+        keys = len(self._rows[0].buffers(1, 1, 1))
+        other._buffers = ([copy.copy(b) for b in columns[:keys]], [copy.copy(b) for b in columns[keys:]])
+        return other
+
+    @property
     def _decided(self) -> bool:
         """Whether there is no mean to be found: none wanted, one known, or no channel that could have one."""
         return not self.recipe.centred or self.known.key_mean is not None or self.still is None

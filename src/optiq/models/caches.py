@@ -30,14 +30,24 @@ def make_caches(model: Any) -> Caches:
     """
     from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-    return [growing_cache() if type(cache) is KVCache else cache for cache in make_prompt_cache(model)]
+    caches = list(make_prompt_cache(model))
+    return [growing_cache() if type(cache) is KVCache else cache for cache in caches]
 
 
 def growing_cache() -> Any:
-    """An empty plain key/value cache, with native kernels one that appends in place."""
+    """An empty plain key/value cache, of the class that appends in place where there are native kernels."""
     from mlx_lm.models.cache import KVCache
 
     return KVCache() if native.module() is None else _growing_cache()()
+
+
+def cache_kind(cache: Any) -> str:
+    """`plain` keys and values, recurrent `state`, or `other`."""
+    from mlx_lm.models.cache import ArraysCache, KVCache
+
+    if isinstance(cache, KVCache):
+        return "plain"
+    return "state" if type(cache) is ArraysCache else "other"
 
 
 @functools.cache
@@ -55,14 +65,16 @@ def _growing_cache() -> type:
         """See `_growing_cache`."""
 
         owned = False
+        settled = False  # the buffer is on large pages, as far as the system gave them
 
         def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
             start, end = self.offset, self.offset + keys.shape[2]
             if not self.owned or end > self.keys.shape[2] or keys.dtype != self.keys.dtype or values.dtype != self.values.dtype:
-                self.owned = True
+                self.owned, self.settled = True, False
                 return super().update_and_fetch(keys, values)
-            self.keys = fast.append(self.keys, keys, start)
-            self.values = fast.append(self.values, values, start)
+            self.keys = fast.append(self.keys, keys, start, not self.settled)
+            self.values = fast.append(self.values, values, start, not self.settled)
+            self.settled = True
             self.offset = end
             return self.keys_and_values()
 

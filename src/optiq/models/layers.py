@@ -23,7 +23,7 @@ from optiq.kernels.dense import dense, gather_mm
 from optiq.kernels.embedding import embedding
 from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmul
 from optiq.kernels.rotary import rope
-from optiq.models import arch, rollback, steps
+from optiq.models import adapted, arch, rollback, steps
 
 
 class QuantizedLinear:
@@ -141,9 +141,18 @@ class GatedMLP:
         return all(_codes_alone(layer.get(name)) for name in ("gate_proj", "up_proj", "down_proj"))
 
     def __call__(self: Any, x: mx.array) -> mx.array:
-        if prod(x.shape[:-1]) > fused.FEW_ROWS or not GatedMLP.fits(self):
+        """x [B, L, E]; in a batch that adapters change in some rows, the others keep the bits of the one operation."""
+        parts = [self[name] for name in ("gate_proj", "up_proj", "down_proj")]
+        if prod(x.shape[:-1]) > fused.FEW_ROWS or not all(_codes_alone(part, adapted.plain_class(part)) for part in parts):
             return super().__call__(x)  # type: ignore[misc]
-        return fused.mlp(x, *(weight(self[name]) for name in ("gate_proj", "up_proj", "down_proj")))
+        rows = adapted.touched(parts)
+        if len(rows) == x.shape[0]:
+            return super().__call__(x)  # type: ignore[misc]
+        y = fused.mlp(x, *map(weight, parts))
+        if rows:
+            at = mx.array(rows)
+            y[at] = super().__call__(x)[at]  # type: ignore[misc]
+        return y
 
 
 class GatedDeltaNet:
@@ -250,9 +259,14 @@ def weight(layer: nn.QuantizedLinear) -> fused.Weight:
     return layer["weight"], layer["scales"], layer["biases"], layer.group_size, layer.bits
 
 
-def _codes_alone(layer: Any) -> bool:
-    """A quantized projection in affine mode without a bias, and nothing around it (an adapter, say)."""
-    return type(layer) in (nn.QuantizedLinear, _subclass(QuantizedLinear, nn.QuantizedLinear)) and (
+def _codes_alone(layer: Any, kind: type | None = None) -> bool:
+    """A quantized projection in affine mode without a bias, and nothing around it (an adapter, say).
+
+    Args:
+        layer: any module, or None.
+        kind: what counts as its class; None is what it has.
+    """
+    return (type(layer) if kind is None else kind) in (nn.QuantizedLinear, _subclass(QuantizedLinear, nn.QuantizedLinear)) and (
         layer.mode == "affine" and "bias" not in layer
     )
 

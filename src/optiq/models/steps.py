@@ -158,8 +158,10 @@ def _native(
         built = _Built()
         object.__setattr__(layer, "_built_step", built)
     if len(parts) != len(built.parts) or not all(map(is_, parts, built.parts)):
+        if not all(map(plain, projections)):
+            return None  # what was built stays, for the steps in which no row has an adapter
         built.parts, built.layer = parts, None
-        if all(map(plain, projections)) and first.eps == second.eps:
+        if first.eps == second.eps:
             weights = [(p["weight"], p["scales"], p["biases"], p.group_size, p.bits) for p in projections]
             block = [first["weight"], second["weight"], first.eps, weights[-3:]]
             built.layer = build([*block, weights[:-4], weights[-4]])

@@ -1,0 +1,174 @@
+"""The engine under load on the 0.8B shapes: many streams, a long prompt beside a stream, a second turn. Parts of `engine.py`.
+
+In: the quantized random checkpoint. Out: seconds, and the bars made of them. Sides take turns; medians.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import optiq  # isort: skip  # before MLX, which it gives a fast BLAS
+
+from harness import Bar
+
+from optiq.serve.engine import Engine, EngineOptions
+from optiq.serve.request import Event, Finished, Request, Token
+
+STREAMS, PROMPT, NEW = 8, 128, 64
+LONG, CONTEXT, TURN = 4096, 8192, 100
+ROUNDS = 3  # of the slower measurements
+MEMORY_BYTES = 6 * 10**9
+
+
+def engine(model_dir: Path, **options: Any) -> Engine:
+    """An engine with the model loaded."""
+    return Engine(*optiq.load(str(model_dir)), EngineOptions(memory_bytes=MEMORY_BYTES, **options))
+
+
+def prompt(length: int, seed: int) -> tuple[int, ...]:
+    """Random token ids."""
+    return tuple(random.Random(seed).choices(range(1000, 4000), k=length))
+
+
+def timed(target: Engine) -> list[tuple[float, Event]]:
+    """All events until nothing is left to do, each with its time."""
+    found = []
+    while not target.idle:
+        events = target.step()
+        now = time.perf_counter()
+        found += [(now, event) for event in events]
+    return found
+
+
+def streams(model_dir: Path, repeats: int) -> dict[str, Any]:
+    """Tokens per second of one stream, and of eight that start together; reading included."""
+    target = engine(model_dir, prefix_bytes=0)
+    found: dict[str, list[float]] = {"one": [], "many": []}
+    for repeat in range(repeats + 1):
+        for name, count in (("one", 1), ("many", STREAMS)):
+            start = time.perf_counter()
+            for n in range(count):
+                target.submit(Request(prompt(PROMPT, 100 * repeat + n), max_tokens=NEW))
+            timed(target)
+            if repeat:  # the first warms up
+                found[name].append(count * NEW / (time.perf_counter() - start))
+    return {"streams": STREAMS, "prompt": PROMPT, "new": NEW, "tokens_per_s": found}
+
+
+def streams_bars(part: dict[str, Any]) -> list[Bar]:
+    """Many streams over one."""
+    one, many = (statistics.median(part["tokens_per_s"][name]) for name in ("one", "many"))
+    what = f"tokens per second of {part['streams']} streams over one; {part['prompt']} prompt and {part['new']} new tokens each"
+    return [Bar("4.streams", what, many / one, "x", 3.0, ">=", f"one stream {one:.1f} tok/s; {part['streams']}: {many:.1f}")]
+
+
+def gaps(model_dir: Path) -> dict[str, Any]:
+    """Gaps between a stream's tokens alone and while a long prompt is read, and that prompt's time alone and beside it."""
+    found: dict[str, list[float]] = {"gap_alone": [], "gap_beside": [], "read_alone": [], "read_beside": []}
+    target = engine(model_dir, prefix_bytes=0)
+    for repeat in range(ROUNDS):
+        long = Request(prompt(LONG, repeat), max_tokens=1)
+        found["read_alone"].append(_until_token(target, target.submit(long)))
+        stream = target.submit(Request(prompt(PROMPT, 50 + repeat), max_tokens=10**6))
+        found["gap_alone"].append(_p95(_gaps(target, stream, lambda tokens: tokens < 60)))
+        beside = target.submit(Request(prompt(LONG, 20 + repeat), max_tokens=1))
+        start = time.perf_counter()
+        found["gap_beside"].append(_p95(_gaps(target, stream, lambda _, beside=beside: beside in target._jobs)))
+        found["read_beside"].append(time.perf_counter() - start)
+        target.cancel(stream)
+        target.run()
+    return {"long": LONG, **found}
+
+
+def gaps_bars(part: dict[str, Any]) -> list[Bar]:
+    """Both ratios."""
+    middle = {name: statistics.median(part[name]) for name in ("gap_alone", "gap_beside", "read_alone", "read_beside")}
+    beside = f"while {part['long']} tokens are read"
+    return [
+        Bar(
+            "4.gap",
+            f"95th percentile of a stream's gaps between tokens {beside}, over that alone",
+            middle["gap_beside"] / middle["gap_alone"],
+            "x",
+            3.0,
+            "<=",
+            f"alone {1e3 * middle['gap_alone']:.1f} ms; beside {1e3 * middle['gap_beside']:.1f} ms",
+        ),
+        Bar(
+            "4.read_beside",
+            f"time of a prompt of {part['long']} tokens beside a stream, over that alone",
+            middle["read_beside"] / middle["read_alone"],
+            "x",
+            1.6,
+            "<=",
+            f"alone {middle['read_alone']:.2f} s; beside {middle['read_beside']:.2f} s",
+        ),
+    ]
+
+
+def turns(model_dir: Path) -> dict[str, Any]:
+    """Time to the first token of a first and a second turn of a long conversation."""
+    target = engine(model_dir)
+    found: dict[str, Any] = {"context": CONTEXT, "new": TURN, "first_s": [], "second_s": [], "read": []}
+    for repeat in range(ROUNDS):
+        first = prompt(CONTEXT, repeat)
+        found["first_s"].append(_until_token(target, target.submit(Request(first, max_tokens=2))))
+        target.run()
+        second = Request((*first, *prompt(TURN, 70 + repeat)), max_tokens=2)
+        found["second_s"].append(_until_token(target, target.submit(second)))
+        (end,) = [event for event in target.run() if isinstance(event, Finished)]
+        found["read"].append(end.usage.prompt_tokens - end.usage.cached_tokens)
+    return found
+
+
+def turns_bars(part: dict[str, Any]) -> list[Bar]:
+    """Time and tokens of turn two."""
+    first, second = statistics.median(part["first_s"]), statistics.median(part["second_s"])
+    return [
+        Bar(
+            "4.turn_two_time",
+            f"time to the first token of turn two over turn one's, {part['context']} tokens and {part['new']} new ones",
+            second / first,
+            "x",
+            0.1,
+            "<=",
+            f"turn one {first:.2f} s; turn two {second:.3f} s",
+        ),
+        Bar(
+            "4.turn_two_tokens",
+            "tokens that turn two reads",
+            float(max(part["read"])),
+            "tokens",
+            float(part["new"] + 64),
+            "<=",
+            f"{part['new']} new tokens and a chunk of the grid of 64",
+        ),
+    ]
+
+
+def _until_token(target: Engine, name: str) -> float:
+    """Seconds until a request's first token."""
+    start = time.perf_counter()
+    while not any(isinstance(event, Token | Finished) and event.request == name for event in target.step()):
+        pass
+    return time.perf_counter() - start
+
+
+def _gaps(target: Engine, name: str, going: Any) -> list[float]:
+    """Gaps between a request's tokens while `going(tokens so far)`."""
+    times = []
+    while going(len(times)):
+        events = target.step()
+        if any(isinstance(event, Token) and event.request == name for event in events):
+            times.append(time.perf_counter())
+        if not events and target.idle:
+            break
+    return [b - a for a, b in zip(times, times[1:], strict=False)]
+
+
+def _p95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1]

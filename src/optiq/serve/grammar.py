@@ -1,0 +1,331 @@
+"""Grammars for replies: which tokens may come next, one state per row.
+
+A request names a grammar (`GrammarSpec`), `Compiler.compile` makes it a `Grammar` once, and every row gets a `State` of its own
+from `Grammar.start`. The parser is llguidance. Knows tokens and their bytes; knows no logits, no MLX and no model.
+
+    reasoning … end of reasoning | one token of line breaks, or none | the grammar's text | a stop token
+    every token but stop tokens  | beside the grammar's first token  | what it allows     | where it is complete
+
+The first two parts exist where the state is told how reasoning ends. Templates write line breaks behind `</think>`, so models
+expect them there; they are no part of the grammar's text.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from optiq.errors import InputError, ModelError
+from optiq.registry import Table
+from optiq.serve.schema import check_keywords
+
+Mask = NDArray[np.bool_]
+
+MOST_SPACE = 64  # characters of white space between two JSON tokens: enough to indent, and a loop of line breaks ends
+KEPT = 64  # grammars that a compiler remembers; each is some hundred kilobytes
+
+
+@dataclass(frozen=True)
+class GrammarSpec:
+    """A grammar as a request names it.
+
+    Args:
+        kind: one of `KINDS`.
+        text: a JSON schema, a regular expression (of the whole reply), a JSON list of strings, a grammar in llguidance's Lark
+            dialect, or "" for `json_object`.
+    """
+
+    kind: str
+    text: str = ""
+
+    @classmethod
+    def json_schema(cls, schema: dict[str, Any]) -> GrammarSpec:
+        """JSON that a schema describes."""
+        return cls("json_schema", json.dumps(schema, ensure_ascii=False))
+
+    @classmethod
+    def choice(cls, choices: Sequence[str]) -> GrammarSpec:
+        """One of some texts."""
+        return cls("choice", json.dumps(list(choices), ensure_ascii=False))
+
+
+class Compiler:
+    """Makes grammars for one model; costs about a second for a vocabulary of 250,000.
+
+    Args:
+        tokenizer: as `optiq.models.load.load` gives it.
+        width: V, how many logits the model has; ids that no token of the tokenizer has are never allowed.
+        stop_ids: tokens that end a reply, allowed exactly where the grammar is complete.
+
+    Raises:
+        ModelError: the tokenizer has no description of its tokens (`tokenizer.json`).
+    """
+
+    def __init__(self, tokenizer: Any, width: int, stop_ids: Collection[int]) -> None:
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ModelError("grammars need a tokenizer.json, and this model's tokenizer has none; convert its tokenizer first")
+        backend = copy.copy(tokenizer.backend_tokenizer)
+        backend.no_padding()
+        backend.no_truncation()
+        self.width = width
+        self.stops = frozenset(stop_ids)
+        known = min(width, int(backend.get_vocab_size(with_added_tokens=True)))
+        self.tokenizer = LLTokenizer(backend.to_str(), n_vocab=None, eos_token=sorted(self.stops))
+        self.reasoning: Mask = np.arange(width) < known
+        self.reasoning[sorted(self.stops)] = False
+        self.reasoning.flags.writeable = False
+        breaks = [self.tokenizer.tokenize_str(text) for text in ("\n", "\n\n")]
+        self.breaks = frozenset(ids[0] for ids in breaks if len(ids) == 1)
+        self._kept: OrderedDict[GrammarSpec, Grammar] = OrderedDict()
+
+    def compile(self, spec: GrammarSpec) -> Grammar:
+        """The grammar that a request names; one that was compiled before is remembered.
+
+        Raises:
+            InputError: not a kind, or llguidance cannot express it, with its reason.
+        """
+        if spec not in self._kept:
+            self._kept[spec] = Grammar(self, self._matcher(spec))
+        self._kept.move_to_end(spec)
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[spec]
+
+    def _matcher(self, spec: GrammarSpec) -> LLMatcher:
+        source = KINDS[spec.kind](spec.text)
+        bad, messages = LLMatcher.validate_grammar_with_warnings(source, self.tokenizer)
+        if bad or messages:
+            raise InputError(f"{spec.kind}: {_one_line(messages[0])}; change what it asks for")
+        matcher = LLMatcher(self.tokenizer, source, log_level=0)
+        if matcher.is_error():
+            raise InputError(f"{spec.kind}: {_one_line(matcher.get_error())}; change what it asks for")
+        return matcher
+
+
+class Grammar:
+    """A compiled grammar, which any number of rows may use at a time.
+
+    Args:
+        compiler: whose tokens it is about.
+        matcher: before its first token.
+    """
+
+    def __init__(self, compiler: Compiler, matcher: LLMatcher) -> None:
+        self.compiler = compiler
+        self._matcher = matcher
+
+    def start(self, after: Sequence[int] = ()) -> State:
+        """The state of a new row.
+
+        Args:
+            after: token ids that end the model's reasoning; the grammar begins behind their first appearance in the reply. None
+                of them: it begins at once.
+        """
+        return State(self.compiler, self._matcher.deep_copy(), tuple(after))
+
+
+class State:
+    """Where one row stands; made by `Grammar.start`."""
+
+    def __init__(self, compiler: Compiler, matcher: LLMatcher, after: tuple[int, ...]) -> None:
+        self._compiler, self._matcher, self._after = compiler, matcher, after
+        self._reasoning: list[int] = []  # the reply up to the end of its reasoning
+        self._begun = not after
+        self._broken = 0  # tokens of line breaks behind it: 0 or 1
+        self._taken = 0  # tokens of the grammar's text
+        self._ended = False  # a stop token came
+
+    def __len__(self) -> int:
+        """How many tokens the state has seen."""
+        return len(self._reasoning) + self._broken + self._taken + self._ended
+
+    @property
+    def begun(self) -> bool:
+        """Whether the reasoning is over."""
+        return self._begun
+
+    @property
+    def accepts_end(self) -> bool:
+        """Whether the grammar is complete, so that a stop token may come."""
+        return self._begun and (self._ended or self._matcher.is_accepting())
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but a stop token may come, or one has come."""
+        return self._begun and (self._ended or (self._matcher.is_stopped() and self.accepts_end))
+
+    def mask(self) -> Mask:
+        """Which tokens may come next, [V]; not to be written to.
+
+        Raises:
+            InputError: the grammar has become too complex here, or no token of this model can go on.
+        """
+        if not self._begun:
+            return self._compiler.reasoning
+        width = self._compiler.width
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        found = np.zeros(width, np.uint8)
+        known = np.unpackbits(bits, bitorder="little", count=min(width, 8 * len(bits)))
+        found[: len(known)] = known
+        if self._may_break:
+            found[list(self._compiler.breaks)] = 1
+        mask = found.view(np.bool_)
+        if not mask.any():
+            raise InputError(f"the grammar cannot go on after {len(self)} tokens: the model has no token for what it asks for")
+        return mask
+
+    def masks(self, draft: Sequence[int]) -> list[Mask]:
+        """The mask before each token of a draft that may come, and the one behind the last of them; changes nothing.
+
+        There is none behind a stop token, so the list is as long as `accepted(draft)`, plus one where the reply goes on.
+        """
+        start, found = len(self), [self.mask()]
+        for token in draft:
+            if self._ended or not self._allows(token):
+                break
+            self._take(token)
+            if not self._ended:
+                found.append(self.mask())
+        self.rollback(len(self) - start)
+        return found
+
+    def accepted(self, draft: Sequence[int]) -> int:
+        """How many tokens of a draft may come, one after the other; changes nothing."""
+        start = len(self)
+        for token in draft:
+            if self._ended or not self._allows(token):
+                break
+            self._take(token)
+        count = len(self) - start
+        self.rollback(count)
+        return count
+
+    def advance(self, token: int) -> None:
+        """Go on by one token.
+
+        Raises:
+            InputError: the grammar has become too complex here.
+            ValueError: the token may not come; whoever draws with `mask` never sees this.
+        """
+        if self._ended or not self._allows(token):
+            raise ValueError(f"token {token} may not come after {len(self)} tokens")
+        self._take(token)
+        self._check()
+
+    def rollback(self, count: int) -> None:
+        """Take back the last tokens.
+
+        Args:
+            count: from 0 to `len(self)`.
+
+        Raises:
+            ValueError: more than there were.
+        """
+        if not 0 <= count <= len(self):
+            raise ValueError(f"{count} tokens to take back of {len(self)}")
+        if count and self._ended:
+            self._ended, count = False, count - 1
+        text = min(count, self._taken)
+        if text:
+            self._matcher.rollback(text)
+            self._taken, count = self._taken - text, count - text
+        if count and self._broken:
+            self._broken, count = 0, count - 1
+        if count:
+            del self._reasoning[-count:]
+            self._begun = False
+
+    def copy(self) -> State:
+        """A second state that goes its own way from here."""
+        other = State(self._compiler, self._matcher.deep_copy(), self._after)
+        other._reasoning, other._begun = list(self._reasoning), self._begun
+        other._broken, other._taken, other._ended = self._broken, self._taken, self._ended
+        return other
+
+    @property
+    def _may_break(self) -> bool:
+        """Whether a token of line breaks may come that is no part of the grammar's text."""
+        return bool(self._after) and self._begun and not self._broken and not self._taken and not self._ended
+
+    def _allows(self, token: int) -> bool:
+        if not 0 <= token < self._compiler.width:
+            return False
+        if not self._begun:
+            return bool(self._compiler.reasoning[token])
+        if token in self._compiler.stops:
+            return self.accepts_end
+        return self._fits(token) or (self._may_break and token in self._compiler.breaks)
+
+    def _fits(self, token: int) -> bool:
+        """Whether the token is one that the grammar's text may go on with."""
+        return self._matcher.validate_tokens([token]) == 1
+
+    def _take(self, token: int) -> None:
+        """Go on by a token that may come."""
+        if not self._begun:
+            self._reasoning.append(token)
+            self._begun = tuple(self._reasoning[-len(self._after) :]) == self._after
+        elif token in self._compiler.stops:
+            self._ended = True
+        elif self._may_break and token in self._compiler.breaks and not self._fits(token):
+            self._broken = 1
+        else:
+            self._matcher.consume_token(token)
+            self._taken += 1
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InputError(f"the grammar failed after {len(self)} tokens: {_one_line(self._matcher.get_error())}; simplify it")
+
+
+def _json_schema(text: str) -> str:
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"json_schema: not valid JSON ({error})") from None
+    if not isinstance(schema, dict):
+        raise InputError(f"json_schema: a JSON {type(schema).__name__}, expected an object")
+    check_keywords(schema)
+    return _from_schema(schema)
+
+
+def _json_object(text: str) -> str:
+    return _from_schema({"type": "object"})
+
+
+def _from_schema(schema: dict[str, Any]) -> str:
+    space = rf"[ \t\r\n]{{0,{MOST_SPACE}}}"
+    return LLMatcher.grammar_from_json_schema(schema, overrides={"lenient": False, "whitespace_pattern": space})
+
+
+def _choice(text: str) -> str:
+    choices = json.loads(text)
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) and choice for choice in choices):
+        raise InputError(f"choice: {text}, expected a list of texts, none of them empty")
+    return LLMatcher.grammar_from_regex("|".join(map(re.escape, choices)))
+
+
+# Kind -> what makes llguidance's form of it from the text.
+KINDS: Table[Callable[[str], str]] = Table("kind of grammar")
+KINDS.add("json_schema", _json_schema)
+KINDS.add("json_object", _json_object)
+KINDS.add("regex", LLMatcher.grammar_from_regex)
+KINDS.add("choice", _choice)
+KINDS.add("lark", LLMatcher.grammar_from_lark)
+
+
+def _one_line(message: str) -> str:
+    """The compiler's reason without its drawings."""
+    lines = [line.strip() for line in message.splitlines()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return told[-1] if told else lines[0]

@@ -1,0 +1,125 @@
+"""Which format of tool calls a model was trained on, by its chat template.
+
+The template writes a conversation that holds a known call, and the format is the one whose own parser reads that call
+back. Nothing else is asked: `tool_parser_type` in tokenizer_config.json is wrong in real files. Templates are programs of
+strangers and run in a sandbox. Knows no format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from optiq.models.thinking import KNOWN
+from optiq.serve.parse.deltas import gather
+from optiq.serve.parse.tools import FORMATS
+from optiq.serve.parse.tools.parser import ToolParser
+from optiq.serve.parse.tools.schema import Tools
+
+# A number alone, and compared as text: some templates write strings without quotes, others put quotes around numbers.
+NAME, ARGUMENTS = "probe_weather", {"days": 3}
+# What a template can end with: its own refusal, or any mistake of a program.
+_FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
+QUESTION, RESULT, CALL_ID = "Probe question?", "Probe result.", "probe0001"  # nine characters: Mistral's templates want them
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "Probes.",
+        "parameters": {
+            "type": "object",
+            "properties": {"days": {"type": "integer", "description": "Days."}},
+            "required": ["days"],
+        },
+    },
+}
+
+
+@lru_cache(maxsize=32)
+def detect(template: str) -> str | None:
+    """The name in `FORMATS` of the calls that a template writes.
+
+    Args:
+        template: the text of a chat template (Jinja).
+
+    Returns:
+        None where it writes no calls, writes them in no known format, or is broken.
+    """
+    for text in _renderings(template):
+        for name, format in FORMATS.items():
+            parser = ToolParser(format, Tools([TOOL]))
+            message = gather(parser.add(text) + parser.finish())
+            if any(call.name == NAME and _same(json.loads(call.arguments)) for call in message.calls):
+                return name
+    return None
+
+
+def _same(arguments: dict[str, Any]) -> bool:
+    return {key: str(value) for key, value in arguments.items()} == {key: str(value) for key, value in ARGUMENTS.items()}
+
+
+def _renderings(template: str) -> Iterator[str]:
+    """What the template writes of a turn with one call, for each way in which templates want the call's arguments."""
+    try:
+        compiled = _environment().from_string(template)
+    except _FAILURES:
+        return
+    for arguments in (ARGUMENTS, json.dumps(ARGUMENTS)):
+        call = {"id": CALL_ID, "type": "function", "function": {"name": NAME, "arguments": arguments}}
+        messages = [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "name": NAME, "tool_call_id": CALL_ID, "content": RESULT},
+        ]
+        values: dict[str, Any] = {"tools": [TOOL], "bos_token": "", "eos_token": ""}
+        for shown in (messages, messages[:2]):  # some want a result after a call, others know no such role
+            try:
+                text = compiled.render(messages=shown, **values)
+                opened = compiled.render(messages=messages[:1], add_generation_prompt=True, **values)
+            except _FAILURES:
+                continue  # it wants its calls in another way, or none at all
+            yield from _turns(text, opened)
+
+
+def _turns(text: str, opened: str) -> Iterator[str]:
+    """What may be the assistant's turn in a conversation, without its reasoning.
+
+    It begins after the question's end and the turn's head, which no template marks. What is said after the question holds
+    it; where the prompt that opens a turn stops to be the same leaves the head out, and sometimes the first sign as well.
+    """
+    same = next((n for n, (a, b) in enumerate(zip(text, opened, strict=False)) if a != b), min(len(text), len(opened)))
+    for turn in (text[same:], text.rpartition(QUESTION)[2]):
+        turn = turn.partition(RESULT)[0]
+        for tags in KNOWN:
+            turn = turn.rpartition(tags.close)[2]
+        yield turn
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what training counts; what stands in it is written as it is."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as the transformers library sets it up for chat templates."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: "1 January 2025"
+    return environment
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

@@ -1,0 +1,313 @@
+"""The engine on the embedded model: batches against single replies, prefixes against cold reads, faults of one row."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from adapter_files import paths, write_mlx, write_peft
+from optiq.errors import InputError
+from optiq.generate.sampling import Sampling
+from optiq.kv.options import CacheOptions
+from optiq.models.load import load
+from optiq.serve.engine import Engine, EngineOptions
+from optiq.serve.grammar import GrammarSpec
+from optiq.serve.request import Finish, Finished, Reason, Refused, Request, Token
+from optiq.serve.scheduler import GRID, Policy
+
+MODEL = Path(__file__).parents[2] / "examples" / "tiny-qwen3.5"
+MEMORY = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    model, tokenizer = load(MODEL)
+    model.set_dtype(mx.float32)
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def adapters(loaded, tmp_path_factory):
+    """Names and directories of one adapter of each format."""
+    root, model = tmp_path_factory.mktemp("adapters"), loaded[0]
+    write_peft(root / "peft", model, paths(model, "q_proj", "in_proj_qkv", "down_proj"), seed=1)
+    write_mlx(root / "mlx", model, paths(model, "o_proj", "v_proj", "out_proj"), seed=2)
+    return {name: root / name for name in ("peft", "mlx")}
+
+
+def engine(loaded, adapters=None, **options):
+    made = Engine(*loaded, EngineOptions(**{"memory_bytes": MEMORY, **options}))
+    for name, path in (adapters or {}).items():
+        made.mount(name, path)
+    return made
+
+
+def ids(seed, length):
+    return tuple(random.Random(seed).choices(range(100, 2000), k=length))
+
+
+def replies(events):
+    """Tokens, text and end of each request."""
+    found = {}
+    for event in events:
+        tokens, texts, _ = found.setdefault(event.request, ([], [], None))
+        if isinstance(event, Token):
+            tokens.append(event.id)
+            texts.append(event.text)
+        elif isinstance(event, Finished):
+            found[event.request] = (tokens, [*texts, event.text], event)
+    return {name: (tokens, "".join(texts), end) for name, (tokens, texts, end) in found.items()}
+
+
+GRAMMARS = [
+    GrammarSpec.choice(["yes", "no", "perhaps"]),
+    GrammarSpec("regex", "[a-z]{3,9}( [a-z]+)*"),
+    GrammarSpec.json_schema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}),
+]
+KINDS = [CacheOptions(), CacheOptions(bits=4, scheme="turbo"), CacheOptions(bits=8, scheme="affine"), CacheOptions(bits=4)]
+
+
+def mixed(count):
+    """Requests that differ in everything that a row can have of its own."""
+    makers = [kind.read() for kind in KINDS]
+    for n in range(count):
+        greedy = n % 3 == 0
+        sampling = Sampling(
+            temperature=0.0 if greedy else 0.9,
+            top_p=1.0 if n % 2 else 0.9,
+            top_k=0 if n % 5 else 20,
+            min_p=0.02 if n % 7 == 0 else 0.0,
+            repetition_penalty=1.1 if n % 4 == 1 else 1.0,
+            presence_penalty=0.5 if n % 6 == 2 else 0.0,
+            seed=n,
+        )
+        yield Request(
+            ids(n, 1 + (n * 37) % 200),
+            sampling,
+            max_tokens=3 + n % 14,
+            caches=makers[n % len(makers)],
+            adapter=(None, None, "peft", "mlx", None)[n % 5],
+            grammar=GRAMMARS[n % 3] if n % 4 == 3 else None,
+            logprobs=n % 3 if n % 8 == 5 else None,
+        )
+
+
+def test_64_mixed_requests_get_what_each_gets_alone(loaded, adapters):
+    requests = list(mixed(64))
+    together = engine(loaded, adapters, policy=Policy(max_rows=16))
+    names = [together.submit(request) for request in requests]
+    found = replies(together.run())
+    alone = engine(loaded, adapters, prefix_bytes=0)
+    for name, request in zip(names, requests, strict=True):
+        own = alone.submit(request)
+        expected = replies(alone.run())[own]
+        assert found[name][:2] == expected[:2], request
+        assert found[name][2].finish is expected[2].finish
+    assert together.counters["decode_steps"] < sum(len(tokens) for tokens, _, _ in found.values()) / 3
+
+
+def test_a_prefix_gives_the_bits_of_a_cold_read_at_every_cut(loaded):
+    prompt = ids(1, 1000)
+    warm = engine(loaded, policy=Policy(chunk=4 * GRID), checkpoint_tokens=GRID)
+    job_logits = {}
+
+    def first_logits(target, request):
+        name = target.submit(request)
+        target._start_waiting()
+        job = target._jobs[name]
+        seen = []
+        target._draw = lambda jobs, logits: seen.append(logits[0]) or [5]
+        while name in target._jobs:
+            target.step()
+        return seen[0], job.usage.cached_tokens
+
+    first_logits(warm, Request(prompt, max_tokens=1))
+    for length in (*range(GRID + 1, 1000, 97), 65, 64, 66, 129, 1000):
+        request = Request(prompt[:length], max_tokens=1)
+        cold = engine(loaded, policy=Policy(chunk=8 * GRID), prefix_bytes=0)
+        expected, none = first_logits(cold, request)
+        logits, cached = first_logits(warm, request)
+        assert none == 0 and cached == (length - 1) // GRID * GRID
+        assert mx.array_equal(logits, expected), length
+        job_logits[length] = expected
+    warm.prefix.shrink(warm.prefix.bytes // 2)
+    for length, expected in job_logits.items():
+        assert mx.array_equal(first_logits(warm, Request(prompt[:length], max_tokens=1))[0], expected), length
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_kind_of_cache_comes_back_from_a_prefix(loaded, kind):
+    maker, prompt = kind.read(), ids(2, 400)
+    target = engine(loaded)
+    results = []
+    for _ in range(2):
+        name = target.submit(Request(prompt, Sampling(temperature=1.0, seed=3), max_tokens=80, caches=maker))
+        results.append(replies(target.run())[name])
+    assert results[0][0] == results[1][0]
+    assert [end.usage.cached_tokens for _, _, end in results] == [0, 384]
+
+
+def test_turn_two_reads_its_new_tokens_and_at_most_a_chunk_of_the_grid(loaded):
+    target = engine(loaded)
+    first, more = ids(3, 777), ids(4, 150)
+    target.submit(Request(first, max_tokens=2))
+    target.run()
+    target.submit(Request((*first, *more), max_tokens=2))
+    (end,) = [event for event in target.run() if isinstance(event, Finished)]
+    assert end.usage.prompt_tokens - end.usage.cached_tokens <= len(more) + GRID
+
+
+def test_a_cancelled_row_leaves_and_its_neighbours_go_on(loaded):
+    target = engine(loaded)
+    stay = target.submit(Request(ids(5, 100), max_tokens=20))
+    alone = replies(engine_run(loaded, Request(ids(5, 100), max_tokens=20)))["request-1"]
+    leave = [target.submit(Request(ids(n, 300), max_tokens=50)) for n in (6, 7, 8)]
+    events = []
+    for step in range(12):
+        events += target.step()
+        if step in (1, 4, 9):
+            target.cancel(leave.pop())
+    events += target.run()
+    assert replies(events)[stay][:2] == alone[:2]
+    assert [e.finish for e in events if isinstance(e, Finished)].count(Finish.CANCELLED) == 3
+    assert not target.budget.promised and target.load().cache_bytes == 0
+
+
+def engine_run(loaded, request):
+    target = engine(loaded)
+    target.submit(request)
+    return target.run()
+
+
+def test_a_sampler_that_raises_ends_its_row_alone(loaded):
+    target = engine(loaded)
+    bad = target.submit(Request(ids(9, 20), Sampling(logit_bias={10**9: 1.0}), max_tokens=5))
+    good = target.submit(Request(ids(10, 20), max_tokens=5))
+    found = replies(target.run())
+    assert found[bad][2].finish is Finish.FAILED and "logit bias for token 1000000000" in found[bad][2].error
+    assert found[good][2].finish is Finish.LENGTH and len(found[good][0]) == 5
+
+
+def test_refusals_carry_their_reason(loaded):
+    target = engine(loaded, context=100, memory_bytes=60_000_000, policy=Policy(max_waiting=1))
+    with pytest.raises(Refused, match="100 tokens, expected fewer than the context of 100") as caught:
+        target.submit(Request(ids(1, 100)))
+    assert caught.value.reason is Reason.CONTEXT
+    target.submit(Request(ids(1, 99), max_tokens=9))
+    with pytest.raises(Refused) as caught:
+        target.submit(Request(ids(1, 99), max_tokens=9))
+    assert caught.value.reason is Reason.QUEUE
+    (end,) = [event for event in target.run() if isinstance(event, Finished)]
+    assert end.usage.tokens == 1 and end.finish is Finish.LENGTH
+    small = engine(loaded, memory_bytes=2_000_000)
+    with pytest.raises(Refused, match="GB of caches for") as caught:
+        small.submit(Request(ids(1, 99), max_tokens=100_000))
+    assert caught.value.reason is Reason.MEMORY
+
+
+def test_little_memory_evicts_prefixes_then_waits(loaded):
+    probe = engine(loaded)
+    need = probe.footprint(CacheOptions().read()).of(256)
+    target = engine(loaded, memory_bytes=3 * need, prefix_bytes=2 * need)
+    names = [target.submit(Request(ids(n, 200), max_tokens=8)) for n in range(6)]
+    most = 0
+    events = []
+    while not target.idle:
+        events += target.step()
+        load = target.load()
+        most = max(most, load.reading + load.decoding)
+        assert load.cache_bytes + load.prefix_bytes <= 3 * need
+    found = replies(events)
+    assert 1 <= most <= 3
+    assert all(found[name][2].finish is Finish.LENGTH for name in names)
+    assert target.prefix.counters.evictions > 0
+
+
+def test_rows_decode_while_a_long_prompt_is_read(loaded):
+    target = engine(loaded, policy=Policy(gap=1.5))
+    target.submit(Request(ids(1, 10), max_tokens=200))
+    target.step()
+    target.step()
+    long = target.submit(Request(ids(2, 3000), max_tokens=1))
+    between = 0
+    while long in target._jobs:
+        between += sum(isinstance(event, Token) for event in target.step())
+    assert between > 12  # six chunks alone would leave one token each
+
+
+def test_stop_strings_are_never_told(loaded):
+    request = Request(ids(12, 50), max_tokens=60)
+    (whole,) = [text for _, text, _ in replies(engine_run(loaded, request)).values()]
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 3]
+    assert stop
+    (found,) = replies(engine_run(loaded, Request(request.prompt, max_tokens=60, stops=(stop,)))).values()
+    assert found[1] == whole[: whole.index(stop)]
+    assert found[2].finish is Finish.STOP and found[2].stopped_by == stop
+
+
+def test_a_grammar_holds_and_ends_the_reply(loaded):
+    tokenizer = loaded[1]
+    target = engine(loaded)
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    sampling = Sampling(temperature=1.0, seed=5)
+    after = tuple(tokenizer.encode("</think>", add_special_tokens=False))
+    names = [
+        target.submit(Request(ids(1, 30), sampling, max_tokens=600, grammar=GrammarSpec.json_schema(schema))),
+        target.submit(Request(ids(2, 30), sampling, max_tokens=9, grammar=GrammarSpec.choice(["left", "right"]))),
+        target.submit(Request(ids(3, 30), sampling, max_tokens=9, grammar=GrammarSpec.choice(["left"]), after=after)),
+    ]
+    found = replies(target.run())
+    assert set(json.loads(found[names[0]][1])) == {"ok"}
+    assert found[names[1]][1] in ("left", "right") and found[names[1]][2].finish is Finish.STOP
+    assert found[names[2]][1] != "left"
+    with pytest.raises(InputError, match="regex"):
+        target.submit(Request(ids(1, 3), grammar=GrammarSpec("regex", "(")))
+    assert target.idle
+
+
+def test_adapters_do_not_share_prefixes_and_are_not_taken_away_in_use(loaded, adapters):
+    target, prompt = engine(loaded, adapters), ids(5, 200)
+    cached = []
+    for adapter in (None, "peft", "mlx", "peft"):
+        target.submit(Request(prompt, max_tokens=2, adapter=adapter))
+        if adapter is not None:
+            with pytest.raises(InputError, match="is in use by request"):
+                target.unmount(adapter)
+        cached += [event.usage.cached_tokens for event in target.run() if isinstance(event, Finished)]
+    assert cached == [0, 0, 0, 192]
+    target.unmount("peft")
+    with pytest.raises(InputError, match="no adapter 'peft' is mounted; mounted: mlx"):
+        target.submit(Request(prompt, adapter="peft"))
+
+
+def test_log_probabilities_are_those_of_the_model(loaded):
+    target, prompt = engine(loaded), ids(6, 40)
+    target.submit(Request(prompt, max_tokens=3, logprobs=2))
+    told = [event for event in target.run() if isinstance(event, Token)]
+    logits = loaded[0](mx.array([[*prompt, *(token.id for token in told)]]))[0]
+    for place, token in enumerate(told):
+        exact = logits[len(prompt) - 1 + place]
+        exact = exact - mx.logsumexp(exact)
+        assert token.logprob == pytest.approx(exact[token.id].item(), abs=1e-4)
+        assert [one.token for one in token.top] == mx.argsort(-exact)[:2].tolist()
+
+
+def test_random_requests_with_random_cancels_leave_nothing(loaded, adapters):
+    choose = random.Random(0)
+    target = engine(loaded, adapters, policy=Policy(max_rows=5, max_waiting=1000), memory_bytes=40_000_000)
+    waiting = [request for _ in range(2) for request in mixed(50)]
+    alive, ends = [], 0
+    while waiting or not target.idle:
+        if waiting and choose.random() < 0.7:
+            alive.append(target.submit(waiting.pop()))
+        if alive and choose.random() < 0.3:
+            target.cancel(alive.pop(choose.randrange(len(alive))))
+        ends += sum(isinstance(event, Finished) for event in target.step())
+    load = target.load()
+    assert ends == 100
+    assert (load.waiting, load.reading, load.decoding, load.cache_bytes) == (0, 0, 0, 0)
+    assert not target.budget.promised and not target._jobs and load.prefix_bytes <= target.prefix.limit_bytes
