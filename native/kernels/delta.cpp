@@ -175,6 +175,7 @@ void begin(const Mixer& m, const Task& task, int64_t batch) {
     load_taps(m, task.k0, s.Dk, task.k_taps);
     for (int64_t i = 0; i < task.group; i++)
         load_taps(m, task.v0 + i * s.Dv, s.Dv, task.v_taps + i * m.taps_count * lanes_up(s.Dv));
+    if (!m.new_tail) return;
     keep_tail(m, batch, task.q0, s.Dk, task.channels);
     keep_tail(m, batch, task.k0, s.Dk, task.channels);
     keep_tail(m, batch, task.v0, task.group * s.Dv, task.channels);
@@ -198,7 +199,7 @@ inline const float* state_of(const Mixer& m, int64_t batch, int64_t hv) {
 }
 
 inline float* new_state_of(const Mixer& m, int64_t batch, int64_t hv) {
-    return m.new_state + (batch * m.shape.Hv + hv) * m.shape.Dv * m.shape.Dk;
+    return m.new_state ? m.new_state + (batch * m.shape.Hv + hv) * m.shape.Dv * m.shape.Dk : nullptr;
 }
 
 int64_t mix_steps(const Mixer& m, int64_t batch, int64_t hk, float* scratch) {
@@ -228,7 +229,7 @@ int64_t mix_steps(const Mixer& m, int64_t batch, int64_t hk, float* scratch) {
         }
         step({s.L, s.Dk, s.Dv, q, k, key_row, v, o, value_row, decay, beta, kq}, state_of(m, batch, hv),
              new_state_of(m, batch, hv), room);
-        write_out(m, batch, hv, 0, s.L, o, value_row);
+        if (m.y) write_out(m, batch, hv, 0, s.L, o, value_row);
     }
     return memory.used;
 }

@@ -61,8 +61,8 @@ struct Mixer {
     const uint8_t* mask = nullptr;   // [B, L]; null: nothing is masked
     const int32_t* ends = nullptr;   // [B]: tokens of each row that count for the new tail; null: L
     const float* state = nullptr;    // null: zeros
-    void* y = nullptr;               // [B, L, Hv, Dv] dense, in the type of qkv
-    void* new_tail = nullptr;        // [B, K - 1, C] dense
+    void* y = nullptr;               // [B, L, Hv, Dv] dense, in the type of qkv; null: not wanted (L <= kStepTokens)
+    void* new_tail = nullptr;        // [B, K - 1, C] dense; null: not wanted, and no new state either (L <= kStepTokens)
     float* new_state = nullptr;      // may be `state` itself
 };
 

@@ -24,7 +24,7 @@ inline vr load_rest(const float* p, int n) { return load_register_part(p, n); }
 inline void store_rest(float* p, vr x, int n) { std::memcpy(p, &x, size_t(n) * sizeof(float)); }
 #endif
 
-// ROWS rows of S from `from` to `to`, held in N registers each; or, with N = 0, in `room` [ROWS, lanes_up(Dk)].
+// ROWS rows of S from `from` to `to` (null: they are not kept), held in N registers each; or, with N = 0, in `room` [ROWS, lanes_up(Dk)].
 // S_t k and S_t q come from one pass: both are taken from S_{t-1}, and u_t (k . q) is added to the second.
 template <int N, int ROWS>
 inline void step_rows(const Steps& s, const float* from, float* to, int64_t r, float* room) {
@@ -68,7 +68,7 @@ inline void step_rows(const Steps& s, const float* from, float* to, int64_t r, f
             for (int i = 0; i < ROWS; i++) row(i, j) = fused(u[i], kj, decay * row(i, j));
         }
     }
-    for (int i = 0; i < ROWS; i++) {
+    for (int i = 0; i < ROWS && to; i++) {
         float* place = to + (r + i) * s.Dk;
         if constexpr (N > 0) {
             for (int j = 0; j < n; j++) {

@@ -390,7 +390,7 @@ void product_of(const Coded& w, int64_t first, int64_t last, const float* prepar
     Row rows[16];
     for (int64_t m = 0; m < count; m++) rows[m] = row_at(prepared, w.columns, w.group, m);
     // A few activation rows pass sixteen rows of codes at a time, which stay in the first-level cache.
-    for (int64_t o = first; o < last; o += kLanes) {
+    const auto block = [&](int64_t o) {
         const int64_t here = last - o < kLanes ? last - o : kLanes;
         const auto pass = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
             vf totals[ROWS * kLanes]{};
@@ -402,9 +402,11 @@ void product_of(const Coded& w, int64_t first, int64_t last, const float* prepar
         };
         int64_t m = 0;
         for (; m + kTogether <= count; m += kTogether) pass(std::integral_constant<int, kTogether>{}, m);
-        if (kTogether > 2 && count - m >= 2) pass(std::integral_constant<int, 2>{}, m), m += 2;
+        if (kTogether > 3 && count - m == 3) return pass(std::integral_constant<int, 3>{}, m);
+        if (kTogether > 2 && count - m == 2) return pass(std::integral_constant<int, 2>{}, m);
         if (count - m >= 1) pass(std::integral_constant<int, 1>{}, m);
-    }
+    };
+    for (int64_t o = first; o < last; o += kLanes) block(o);
 }
 
 void product(const Coded& w, int64_t first, int64_t last, const float* prepared, int64_t count, void* y, Float y_type,

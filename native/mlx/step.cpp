@@ -145,28 +145,74 @@ class LinearLayer {
 
     // y [B, L, E], the new tail and the new state; nothing where this form does not fit. tail [B, K - 1, C], state [B, Hv, Dv, Dk].
     static Found run(const Held<LinearLayer>& layer, const mx::array& x, const mx::array& tail, const mx::array& state) {
-        const DeltaShape& s = layer->shape_;
-        const int B = x.shape(0), K = layer->taps_.shape(1);
-        if (!layer->block_.fits(x) || tail.dtype() != x.dtype() || state.dtype() != mx::float32 || tail.is_tracer() || state.is_tracer() ||
-            tail.shape() != mx::Shape{B, K - 1, int(layer->channels())} ||
-            state.shape() != mx::Shape{B, int(s.Hv), int(s.Dv), int(s.Dk)})
-            return {};
-        const auto run = [layer](const Arrays& in, Arrays& out) { layer->compute(in, out); };
+        if (!layer->fits(x, tail, state)) return {};
+        const auto run = [layer](const Arrays& in, Arrays& out) {
+            layer->compute(in, data(out[0]), nullptr, [&](Mixer& m) {
+                layer->from(in, m);
+                m.new_tail = data(out[1]), m.new_state = data<float>(out[2]);
+                run_mix(m);
+            });
+        };
         auto op = std::make_shared<Op>(cpu_stream(), "OptiqLinearLayer", run, Op::Vjp{}, Reuse{2, 2});
         return make({x.shape(), tail.shape(), state.shape()}, {x.dtype(), x.dtype(), mx::float32}, op,
                     {dense(x), dense(tail), dense(state)});
     }
 
+    // A step that may be taken back. Tail and state are first brought up to date by the tokens that count of an earlier such step,
+    // what it kept: qkv [B, P, C], a and b [B, P, Hv], and how many of each row, [B] int32; this step's tokens leave them alone.
+    // y, then what this step keeps, and where there was an earlier one the tail and the state.
+    static Found look(const Held<LinearLayer>& layer, const mx::array& x, const mx::array& tail, const mx::array& state, const Arrays& before) {
+        if (!layer->fits(x, tail, state)) return {};
+        const DeltaShape& s = layer->shape_;
+        const int B = x.shape(0), L = x.shape(1), C = int(layer->channels()), Hv = int(s.Hv);
+        std::vector<mx::Shape> shapes{x.shape(), {B, L, C}, {B, L, Hv}, {B, L, Hv}};
+        std::vector<mx::Dtype> types(4, x.dtype());
+        Arrays inputs{dense(x), dense(tail), dense(state)};
+        if (!before.empty()) {
+            const int P = before.size() == 4 && before[0].ndim() == 3 ? before[0].shape(1) : 0;
+            const mx::Shape gates{B, P, Hv};
+            if (P < 1 || P > kStepTokens || before[0].shape() != mx::Shape{B, P, C} || before[1].shape() != gates || before[2].shape() != gates ||
+                before[3].shape() != mx::Shape{B})
+                throw std::invalid_argument("what an earlier step kept does not fit the layer");
+            for (int i = 0; i < 3; i++) inputs.push_back(dense(before[size_t(i)], x.dtype()));
+            inputs.push_back(dense(before[3], mx::int32));
+            shapes.insert(shapes.end(), {tail.shape(), state.shape()});
+            types.insert(types.end(), {x.dtype(), mx::float32});
+        }
+        const auto run = [layer](const Arrays& in, Arrays& out) {
+            layer->compute(in, data(out[0]), &out, [&](Mixer& m) {
+                if (in.size() == 3) {
+                    layer->from(in, m);
+                    return run_mix(m);
+                }
+                layer->catch_up(in, out);
+                m.tail = layer->tail_of(out[4]), m.state = data<float>(out[5]);
+                run_mix(m);
+            });
+        };
+        const Reuse reuse = before.empty() ? Reuse{} : Reuse{2, 5};
+        return make(shapes, types, std::make_shared<Op>(cpu_stream(), "OptiqLookLinearLayer", run, Op::Vjp{}, reuse), std::move(inputs));
+    }
+
   private:
     int64_t channels() const { return 2 * shape_.Hk * shape_.Dk + shape_.Hv * shape_.Dv; }
 
-    void compute(const Arrays& in, Arrays& out) const {
+    bool fits(const mx::array& x, const mx::array& tail, const mx::array& state) const {
+        return block_.fits(x) && tail.dtype() == x.dtype() && state.dtype() == mx::float32 && !tail.is_tracer() && !state.is_tracer() &&
+               tail.shape() == mx::Shape{x.shape(0), taps_.shape(1) - 1, int(channels())} &&
+               state.shape() == mx::Shape{x.shape(0), int(shape_.Hv), int(shape_.Dv), int(shape_.Dk)};
+    }
+
+    // The layer around `mixing`, which gets a mixer that knows the tokens of this step; `kept` has room for qkv, a and b from 1 on.
+    template <class Mixing>
+    void compute(const Arrays& in, void* result, Arrays* kept, const Mixing& mixing) const {
         const int64_t B = in[0].shape(0), L = in[0].shape(1), M = B * L, E = block_.width(), C = channels(), V = shape_.Hv * shape_.Dv;
         const Float type = float_of(in[0]);
         const int64_t item = float_bytes(type);
         Parts parts(size_t(M * item) * size_t(2 * E + C + 2 * V + 2 * shape_.Hv));
-        char *normed = parts.take(M * E * item), *qkv = parts.take(M * C * item), *z = parts.take(M * V * item);
-        char *a = parts.take(M * shape_.Hv * item), *b = parts.take(M * shape_.Hv * item), *y = parts.take(M * V * item);
+        const auto take = [&](int64_t width, size_t i) { return kept ? data<char>((*kept)[i]) : parts.take(M * width * item); };
+        char *normed = parts.take(M * E * item), *qkv = take(C, 1), *z = parts.take(M * V * item);
+        char *a = take(shape_.Hv, 2), *b = take(shape_.Hv, 3), *y = parts.take(M * V * item);
         char* r = parts.take(M * E * item);
         block_.before(data(in[0]), type, M, normed);
         std::vector<int> groups;
@@ -177,27 +223,48 @@ class LinearLayer {
             groups.push_back(products.back().w.group);
         }
         run_products(products, Prepared(normed, type, M, E, groups), M);
-        mix(in, out, B, L, type, qkv, z, a, b, y);
+        Mixer m = mixer(B, L, type, qkv, a, b);
+        m.z = {z, type, L * V, V};
+        m.y = y;
+        mixing(m);
         const Coded w = view(out_);
         run_products({{w, r, type}}, Prepared(y, type, M, V, {w.group}), M);
-        block_.after(data(in[0]), r, type, M, data(out[0]));
+        block_.after(data(in[0]), r, type, M, result);
     }
 
-    void mix(const Arrays& in, Arrays& out, int64_t B, int64_t L, Float type, char* qkv, char* z, char* a, char* b, char* y) const {
-        const auto tokens = [&](const void* start, int64_t count, int64_t channels) { return Tokens{start, type, count * channels, channels}; };
+    Mixer mixer(int64_t B, int64_t L, Float type, const void* qkv, const void* a, const void* b) const {
+        const auto tokens = [&](const void* start, int64_t width) { return Tokens{start, type, L * width, width}; };
         Mixer m;
         m.shape = shape_;
         m.shape.B = B, m.shape.L = L;
         m.taps_count = taps_.shape(1);
         m.eps = eps_;
-        m.qkv = tokens(qkv, L, channels()), m.z = tokens(z, L, shape_.Hv * shape_.Dv);
-        m.a = tokens(a, L, shape_.Hv), m.b = tokens(b, L, shape_.Hv);
-        m.tail = tokens(data(in[1]), m.taps_count - 1, channels());
-        const Dense taps(taps_);
-        m.taps = taps.start(), m.taps_type = float_of(taps_);
+        m.qkv = tokens(qkv, channels()), m.a = tokens(a, shape_.Hv), m.b = tokens(b, shape_.Hv);
+        m.taps = data(taps_), m.taps_type = float_of(taps_);
         m.a_log = a_log_.start(), m.dt_bias = dt_bias_.start(), m.norm = norm_.start();
+        return m;
+    }
+
+    Tokens tail_of(const mx::array& tail) const {
+        return {data(tail), float_of(tail), int64_t(taps_.shape(1) - 1) * channels(), channels()};
+    }
+
+    // A step's mixer begins where its inputs say.
+    void from(const Arrays& in, Mixer& m) const {
+        m.tail = tail_of(in[1]);
         m.state = data<float>(in[2]);
-        m.y = y, m.new_tail = data(out[1]), m.new_state = data<float>(out[2]);
+    }
+
+    // Tail and state, outputs 4 and 5, after the tokens that count of an earlier step: inputs 3 to 6.
+    void catch_up(const Arrays& in, Arrays& out) const {
+        const int64_t B = in[3].shape(0), P = in[3].shape(1);
+        const int32_t* counts = data<int32_t>(in[6]);
+        Mixer m = mixer(B, P, float_of(in[3]), data(in[3]), data(in[4]), data(in[5]));
+        std::vector<uint8_t> mask(size_t(B * P));
+        for (int64_t i = 0; i < B * P; i++) mask[size_t(i)] = i % P < counts[i / P];
+        m.mask = mask.data(), m.ends = counts;
+        from(in, m);
+        m.new_tail = data(out[4]), m.new_state = data<float>(out[5]);
         run_mix(m);
     }
 
@@ -339,6 +406,8 @@ void bind_step(nb::module_& m) {
     });
     m.def("run_linear_layer", &LinearLayer::run, "layer"_a, "x"_a, "tail"_a, "state"_a,
           "(y, tail, state), or None where this form does not fit.");
+    m.def("look_linear_layer", &LinearLayer::look, "layer"_a, "x"_a, "tail"_a, "state"_a, "before"_a,
+          "(y, qkv, a, b), and (tail, state) where `before` (qkv, a, b, counts) is not empty; or None where this form does not fit.");
     m.def("enter_attention", &AttentionLayer::enter, "layer"_a, "x"_a, "offset"_a, "(q, k, v, gate), or None where this form does not fit.");
     m.def("leave_attention", &AttentionLayer::leave, "layer"_a, "x"_a, "o"_a, "gate"_a, "(y,), or None where this form does not fit.");
 }

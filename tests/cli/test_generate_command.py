@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import random_models
 from optiq.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,3 +141,24 @@ def test_interrupts_and_readers_that_go_away(tiny_model: Path) -> None:
         errors = process.stderr.read().decode()
         assert process.wait(timeout=300) == 141
     assert errors.count("interrupted;") == 1 and "Traceback" not in errors and "error" not in errors
+
+
+def test_guesses_change_no_text(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(tiny_model), "--raw", "--prompt", "The history of the sea is", "--max-tokens", "40", "--temp", "0"]
+    assert main([*words, "--json", "--events", "quiet"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["speculation"] is None
+    assert main([*words, "--mtp", "--json"]) == 0
+    captured = capsys.readouterr()
+    data = json.loads(captured.out)
+    told = data["speculation"]
+    assert data["text"] == plain["text"] and 0 < told["accepted"] <= told["drafted"] and told["forwards"] <= 40
+    assert f"MTP: {told['accepted']} of {told['drafted']} guesses accepted (" in captured.err
+    assert " passes of the model per token" in captured.err
+
+    bare = random_models.write(tmp_path / "bare", "qwen3_5-tied")
+    shutil.copy(tiny_model / "tokenizer.json", bare)
+    shutil.copy(tiny_model / "tokenizer_config.json", bare)
+    assert main(["generate", str(bare), "--raw", "--prompt", "x", "--mtp"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error:") == 1 and "no MTP head (mtp.safetensors, or tensors mtp.*)" in error

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optiq.events import Events
 
 if TYPE_CHECKING:
     from optiq.generate.conversation import Conversation, Prompt
-    from optiq.generate.decode import Context, Reply, Statistics
+    from optiq.generate.decode import Context, Reply, Speculated, Statistics
+    from optiq.generate.drafter import Drafter
     from optiq.generate.options import Options
     from optiq.generate.sampling import Resolved
     from optiq.kv.options import Maker
@@ -24,6 +25,7 @@ examples:
   optiq generate examples/tiny-qwen3.5 --chat --no-thinking       talk to it; Ctrl-C stops a reply, Ctrl-D ends
   optiq generate examples/tiny-qwen3.5 --raw --temp 0 --prompt "Once upon a time"
   optiq generate examples/tiny-qwen3.5 --prompt "Write about the sea." --kv-bits 4       a cache of a quarter of the size
+  optiq generate examples/tiny-qwen3.5 --prompt "Write about the sea." --mtp             fewer passes of the model
 """
 
 
@@ -54,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="continue the text as it stands, without the chat template")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     parser.add_argument("--prefill-chunk", type=int, default=PREFILL_CHUNK, metavar="N", help="tokens of the prompt per step")
+    parser.add_argument(
+        "--mtp", action="store_true", help="guess tokens ahead with the model's own MTP head; the text is the same"
+    )
     add_cache_arguments(parser)
 
 
@@ -130,7 +135,7 @@ class _Session:
         self._options = dataclasses.replace(options, stop_ids=stop_ids(path, self._tokenizer))
         self._length = context_length(path)
         caches.check(model)
-        self._context: Context = Context(model, caches)
+        self._context: Context = Context(model, caches, _drafter(path, model) if args.mtp else None)
         self._seed = secrets.randbits(32) if args.seed is None else args.seed
         self._told = ""
         if hasattr(sys.stdout, "reconfigure"):
@@ -179,6 +184,7 @@ class _Session:
     def _reply(self, prompt: Prompt, chat: bool = False) -> str:
         """Generate and show one reply; returns its text without the prompt's opening. Ctrl-C ends a chat's reply alone."""
         from optiq.generate.decode import Reply
+        from optiq.generate.depth import Depth
         from optiq.generate.sampling import resolve
         from optiq.models.families import preset
 
@@ -189,7 +195,9 @@ class _Session:
         self._say_settings(settings, prompt)
         if self._length is not None and len(prompt.ids) > self._length:
             self._events.warn(f"the prompt has {len(prompt.ids)} tokens, this model was made for {self._length}: expect nonsense")
-        reply = Reply(self._context, self._tokenizer, prompt.ids, settings.sampling, self._options, prompt.stable if chat else 0)
+        depth = Depth() if self._args.mtp else None
+        stable = prompt.stable if chat else 0
+        reply = Reply(self._context, self._tokenizer, prompt.ids, settings.sampling, self._options, stable, depth)
         parts: list[str] = []
         try:
             self._read(reply)
@@ -246,6 +254,29 @@ class _Session:
         elif not text.endswith("\n"):
             print(flush=True)
         self._events.info(_speed(told))
+        if told.speculation is not None:
+            self._events.info(_guessed(told.speculation, told.tokens))
+
+
+def _drafter(path: Path, model: Any) -> Drafter:
+    """The model's own head, as a drafter.
+
+    Raises:
+        ModelError: it has none.
+    """
+    from optiq.generate.drafter import HeadDrafter
+    from optiq.models.forward import Halves
+    from optiq.models.mtp_head import VOCABULARY, Drafting, load_head
+
+    return HeadDrafter(Drafting(load_head(path, model), Halves(model), VOCABULARY))
+
+
+def _guessed(told: Speculated, tokens: int) -> str:
+    """What guessing did, in a line."""
+    rate = f"{told.forwards / tokens:.2f}" if tokens else "no"
+    return (
+        f"MTP: {told.accepted} of {told.drafted} guesses accepted ({told.acceptance:.0%}), {rate} passes of the model per token"
+    )
 
 
 def _speed(told: Statistics) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -22,11 +23,37 @@ from optiq.generate.sampler import Sampler
 from optiq.generate.sampling import Sampling
 from optiq.generate.text import Pieces, StopStrings
 from optiq.models.caches import Caches, Mark, cache_arrays, cache_bytes, can_cut, cut, make_caches, wired
+from optiq.models.forward import Halves
+from optiq.models.rollback import Verify
+
+if TYPE_CHECKING:
+    from optiq.generate.depth import Depth
+    from optiq.generate.drafter import Drafter
 
 FREE_EVERY = 256  # steps between two returns of MLX's unused buffers, which grow with the cache
 
 Draw = Callable[[mx.array], mx.array]
 Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Speculated:
+    """What guessing did.
+
+    Args:
+        forwards: passes of the model after the prompt.
+        drafted: guesses that were checked.
+        accepted: of them, those that were right.
+    """
+
+    forwards: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the guesses that were right; 0 where there was none."""
+        return self.accepted / self.drafted if self.drafted else 0.0
 
 
 @dataclass
@@ -43,6 +70,7 @@ class Statistics:
         stopped_by: the id or string that stopped it, or None.
         peak_memory_bytes: the most that MLX had allocated since it started, or since `mx.reset_peak_memory`.
         peak_resident_bytes: the most that the process had resident, ever.
+        speculation: what guessing did; None where nobody guessed.
     """
 
     prompt_tokens: int = 0
@@ -54,6 +82,7 @@ class Statistics:
     stopped_by: int | str | None = None
     peak_memory_bytes: int = 0
     peak_resident_bytes: int = 0
+    speculation: Speculated | None = None
 
     @property
     def prompt_tokens_per_s(self) -> float:
@@ -80,10 +109,15 @@ class Context:
     Args:
         model: called as `model(tokens [1, L], cache=caches)`, gives logits [1, L, V].
         make: fresh caches for the model, for instance packed ones (`optiq.kv`).
+        drafter: is told of all that the model reads, so that it can guess what comes (`optiq.generate.speculative`).
+
+    Attributes:
+        halves: the model in two halves.
     """
 
-    def __init__(self, model: Any, make: Callable[[Any], Caches] = make_caches) -> None:
-        self._model, self._make = model, make
+    def __init__(self, model: Any, make: Callable[[Any], Caches] = make_caches, drafter: Drafter | None = None) -> None:
+        self._model, self._make, self.drafter = model, make, drafter
+        self.halves = Halves(model)
         self.caches: Caches = make(model)
         self.tokens: list[int] = []
         self._mark: tuple[list[int], Mark] | None = None
@@ -95,6 +129,12 @@ class Context:
         At least the last token is left to be read, for the logits are made from it. Caches that cannot be cut go back to
         the marked place where the prompt begins with what stood there, and to nothing otherwise.
         """
+        length = self._rewind(prompt)
+        if self.drafter is not None:
+            self.drafter.rewind(length)
+        return length
+
+    def _rewind(self, prompt: Sequence[int]) -> int:
         most = len(prompt) - 1
         shared = _shared(self.tokens, prompt[:most])
         if self._whole and shared == len(self.tokens):
@@ -119,7 +159,14 @@ class Context:
         self._mark = None
         self._mark = (list(self.tokens), Mark(self.caches))
 
-    def read(self, tokens: Sequence[int], chunk: int = PREFILL_CHUNK, progress: Progress | None = None, at: int = 0) -> None:
+    def read(
+        self,
+        tokens: Sequence[int],
+        chunk: int = PREFILL_CHUNK,
+        progress: Progress | None = None,
+        at: int = 0,
+        watched: bool = True,
+    ) -> None:
         """Let the caches see tokens, without making logits.
 
         Args:
@@ -127,6 +174,7 @@ class Context:
             chunk: how many per step.
             progress: called with tokens read and tokens to read after each step.
             at: set the mark when the caches have seen so many tokens in all; 0 for never.
+            watched: the drafter is told.
         """
         done, end = 0, len(tokens)
         if at and at == len(self.tokens):
@@ -136,7 +184,10 @@ class Context:
             step = min(chunk, end - done, to_mark if to_mark > 0 else end)
             piece = list(tokens[done : done + step])
             self._whole = False
-            self._model(mx.array([piece]), cache=self.caches)
+            ids = mx.array(piece)
+            hidden = self.halves.body(ids[None], self.caches)
+            if self.drafter is not None and watched:
+                self.drafter.seen(ids, hidden)
             mx.eval(cache_arrays(self.caches))
             self.tokens += piece
             self._whole = True
@@ -177,14 +228,25 @@ class Context:
 
     def _launch(self, token: mx.array, draw: Draw) -> mx.array:
         """Start the step that reads a token [1] and draws the next; does not wait."""
-        drawn = draw(self._model(token[None], cache=self.caches)[0, -1])
+        hidden = self.halves.body(token[None], self.caches)
+        if self.drafter is not None:
+            self.drafter.seen(token, hidden)
+        drawn = draw(self.halves.head(hidden)[0, -1])
         mx.async_eval(drawn)
         return drawn
 
+    @contextmanager
+    def looking(self, length: int) -> Iterator[Verify]:
+        """A step that reads so many tokens and may keep fewer; whoever looks adds what is kept to `tokens`."""
+        self._whole = False
+        with Verify(self.caches, length) as step:
+            yield step
+        self._whole = True
+
     @property
     def bytes(self) -> int:
-        """What the caches take."""
-        return cache_bytes(self.caches)
+        """What the caches take, the drafter's included."""
+        return cache_bytes(self.caches) + (0 if self.drafter is None else self.drafter.bytes)
 
 
 class Reply:
@@ -197,6 +259,7 @@ class Reply:
         sampling: how tokens are drawn.
         options: where it ends.
         mark: length of the beginning of the prompt that a later prompt will have too; 0 for none.
+        depth: how many tokens the context's drafter guesses per step; None for none.
 
     Raises:
         InputError: the prompt is empty.
@@ -210,11 +273,12 @@ class Reply:
         sampling: Sampling,
         options: Options,
         mark: int = 0,
+        depth: Depth | None = None,
     ) -> None:
         if not prompt:
             raise InputError("the prompt is empty (0 tokens), expected at least one; give a text")
         self._context, self._tokenizer, self._prompt = context, tokenizer, list(prompt)
-        self._sampling, self._options, self._at = sampling, options, mark
+        self._sampling, self._options, self._at, self._depth = sampling, options, mark, depth
         self._read = False
         self.ids: list[int] = []
         self.statistics = Statistics(prompt_tokens=len(self._prompt))
@@ -263,9 +327,8 @@ class Reply:
 
     def _timed(self) -> Generator[int, None, None]:
         """The drawn tokens, counted and timed."""
-        draw = Sampler(self._sampling, self._prompt)
         start, told = time.perf_counter(), self.statistics
-        steps = self._context.steps(self._prompt[-1], draw, self._options.max_tokens)
+        steps = self._steps(Sampler(self._sampling, self._prompt))
         try:
             for token in steps:
                 now = time.perf_counter()
@@ -277,6 +340,17 @@ class Reply:
                 yield token
         finally:
             steps.close()
+
+    def _steps(self, sampler: Sampler) -> Generator[int, None, None]:
+        """The drawn tokens, by guesses where they are wanted."""
+        last, most = self._prompt[-1], self._options.max_tokens
+        if self._depth is None:
+            return self._context.steps(last, sampler, most)
+        from optiq.generate.speculative import Speculation
+
+        speculation = Speculation(self._context, self._depth)
+        self.statistics.speculation = speculation.told
+        return speculation.steps(last, sampler, most, self._options.stop_ids)
 
 
 def peak_resident_bytes() -> int:

@@ -227,6 +227,44 @@ def mixer(
     return form(qkv, z, a, b, taps, a_log, dt_bias, norm, key_heads, key_dim, eps, tail, state, mask, ends)
 
 
+def advance(
+    qkv: mx.array,
+    a: mx.array,
+    b: mx.array,
+    counts: int | mx.array,
+    *,
+    taps: mx.array,
+    a_log: mx.array,
+    dt_bias: mx.array,
+    norm: mx.array,
+    key_heads: int,
+    key_dim: int,
+    eps: float,
+    tail: mx.array | None,
+    state: mx.array | None,
+) -> tuple[mx.array, mx.array]:
+    """Tail and state after the first tokens of a text, from what `mixer` got: how a step that only looked is made up for.
+
+    Args:
+        qkv, a, b, and by name: as `mixer`.
+        counts: how many tokens count, at most L; of all rows, or of each, [B] int32.
+
+    Returns:
+        The tail [B, K - 1, C] and the state [B, Hv, Dv, Dk]: the bits that `mixer` leaves after so many tokens.
+    """
+    mask = None
+    if isinstance(counts, int):
+        qkv, a, b = qkv[:, :counts], a[:, :counts], b[:, :counts]
+        ends = None
+    else:
+        ends = counts
+        mask = mx.arange(qkv.shape[1]) < counts[:, None]
+    z = qkv[..., : a_log.size * norm.size]  # gates the output alone, which nobody reads
+    options = {"taps": taps, "a_log": a_log, "dt_bias": dt_bias, "norm": norm, "key_heads": key_heads, "key_dim": key_dim}
+    _, tail, state = mixer(qkv, z, a, b, **options, eps=eps, tail=tail, state=state, mask=mask, ends=ends)  # type: ignore[arg-type]
+    return tail, state
+
+
 def mixer_reference(
     qkv: mx.array,
     z: mx.array,

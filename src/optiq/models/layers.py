@@ -23,7 +23,7 @@ from optiq.kernels.dense import dense, gather_mm
 from optiq.kernels.embedding import embedding
 from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmul
 from optiq.kernels.rotary import rope
-from optiq.models import adapted, arch, steps
+from optiq.models import adapted, arch, rollback, steps
 
 
 class QuantizedLinear:
@@ -167,26 +167,15 @@ class GatedDeltaNet:
         """inputs [B, L, E], mask [B, L] bool, mlx-lm's ArraysCache of two; the layer's output [B, L, E]."""
         qkv, z, a, b = projections(inputs, [self[name] for name in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b")])
         tail, state, lengths = (None, None, None) if cache is None else (cache[0], cache[1], cache.lengths)
-        y, tail, state = gated_delta.mixer(
-            qkv,
-            z,
-            a,
-            b,
-            taps=self.conv1d.weight,
-            a_log=self.A_log,
-            dt_bias=self.dt_bias,
-            norm=self.norm.weight,
-            key_heads=self.num_k_heads,
-            key_dim=self.head_k_dim,
-            eps=self.layer_norm_epsilon,
-            tail=tail,
-            state=state,
-            mask=mask,
-            ends=lengths,
-        )
+        parts = mixer_parts(self)
+        y, new_tail, new_state = gated_delta.mixer(qkv, z, a, b, **parts, tail=tail, state=state, mask=mask, ends=lengths)
         if cache is not None:
-            cache[0], cache[1] = tail, state
-            cache.advance(inputs.shape[1])
+            record = rollback.record_of(cache)
+            if record is not None and mask is None:
+                record.fill(partial(gated_delta.advance, qkv, a, b, **parts, tail=tail, state=state))
+            else:
+                cache[0], cache[1] = new_tail, new_state
+                cache.advance(inputs.shape[1])
         return self.out_proj(y)
 
 
@@ -233,8 +222,21 @@ class DecoderLayer:
 
     def _step(self: Any, x: mx.array, mask: Any, cache: Any) -> mx.array | None:
         if self.is_linear:
-            return steps.linear(self, x, cache, _codes_alone) if mask is None else None
+            return steps.linear(self, x, cache, _codes_alone, mixer_parts) if mask is None else None
         return steps.attention(self, x, cache, _codes_alone, partial(_attend, mask=mask, cache=cache, scale=self.self_attn.scale))
+
+
+def mixer_parts(layer: Any) -> dict[str, Any]:
+    """The weights and numbers of a Gated DeltaNet layer, as `gated_delta.mixer` names them."""
+    return {
+        "taps": layer.conv1d.weight,
+        "a_log": layer.A_log,
+        "dt_bias": layer.dt_bias,
+        "norm": layer.norm.weight,
+        "key_heads": layer.num_k_heads,
+        "key_dim": layer.head_k_dim,
+        "eps": layer.layer_norm_epsilon,
+    }
 
 
 def _attend(q: mx.array, k: mx.array, v: mx.array, *, mask: Any, cache: Any, scale: float) -> mx.array:

@@ -1,4 +1,4 @@
-"""The multi-token-prediction head that a checkpoint carries beside the model, as the side file `mtp.safetensors`.
+"""The multi-token-prediction head that a checkpoint carries beside the model, written as the side file `mtp.safetensors`.
 
 Names stay as the checkpoint has them (`mtp.*`). Projections are stored as affine codes, `mtp.fc` and norms in 16
 bits. Stock loaders ignore the file (they read `model*.safetensors`), so a result loads everywhere; the entries added

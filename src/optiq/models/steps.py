@@ -10,13 +10,15 @@ Knows Qwen3.5's layers by the names of their parts; knows nothing of caches but 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from operator import is_
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from optiq.kernels import native
+from optiq.kernels import gated_delta, native
+from optiq.models import rollback
 
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _LINEAR = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
@@ -37,19 +39,22 @@ class _Built:
         return _Built, ()
 
 
-def linear(layer: Any, x: mx.array, cache: Any, plain: Callable[[Any], bool]) -> mx.array | None:
+def linear(
+    layer: Any, x: mx.array, cache: Any, plain: Callable[[Any], bool], numbers: Callable[[Any], dict[str, Any]]
+) -> mx.array | None:
     """A decoder layer of Gated DeltaNet.
 
     Args:
         layer: mlx-lm's `DecoderLayer`.
         x: [B, L, E].
-        cache: its `ArraysCache`, which is moved on where the result is not None.
+        cache: its `ArraysCache`, which is moved on where the result is not None, or whose open record gets what would move it on.
         plain: whether a projection is plain affine codes.
+        numbers: of the mixer, as `gated_delta.advance` takes them by name.
 
     Returns:
         The layer's output [B, L, E], or None.
     """
-    if cache is None or cache[0] is None or cache[1] is None or cache.lengths is not None:
+    if cache is None or cache.lengths is not None:
         return None
     fast, mixer = native.module(), layer["linear_attn"]
     if fast is None:
@@ -60,11 +65,40 @@ def linear(layer: Any, x: mx.array, cache: Any, plain: Callable[[Any], bool]) ->
         return fast.linear_layer(*common, *arrays, mixer.num_k_heads, mixer.head_k_dim, mixer.layer_norm_epsilon)
 
     native_layer = _native(layer, mixer, _LINEAR, arrays, plain, build)
-    result = None if native_layer is None else fast.run_linear_layer(native_layer, x, cache[0], cache[1])
+    if native_layer is None:
+        return None
+    record = rollback.record_of(cache)
+    if record is not None:
+        return _look(fast, native_layer, x, cache, record, numbers(mixer))
+    if cache[0] is None or cache[1] is None:
+        return None
+    result = fast.run_linear_layer(native_layer, x, cache[0], cache[1])
     if result is None:
         return None
     y, cache[0], cache[1] = result
     cache.advance(x.shape[1])
+    return y  # type: ignore[no-any-return]
+
+
+def _look(
+    fast: Any, native_layer: Any, x: mx.array, cache: Any, record: rollback.Record, numbers: dict[str, Any]
+) -> mx.array | None:
+    """The layer's output in a step that may be taken back; the cache catches up with an earlier one on the way."""
+    late = rollback.take_late(cache)
+    if late is not None:
+        found = fast.look_linear_layer(native_layer, x, late.tail, late.state, [*late.inputs, late.counts])
+        if found is None:
+            cache.cache = list(late.advance())
+            return None
+        y, *kept, cache[0], cache[1] = found
+    elif cache[0] is None or cache[1] is None:
+        return None
+    else:
+        found = fast.look_linear_layer(native_layer, x, cache[0], cache[1], [])
+        if found is None:
+            return None
+        y, *kept = found
+    record.fill(partial(gated_delta.advance, *kept, **numbers, tail=cache[0], state=cache[1]), kept)
     return y  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,62 @@
+"""The engine: what speculation saves.
+
+    python benchmarks/engine.py [--only mtp] [--repeats 5] [--prompts 200]
+
+Parts are kept below `build/engine` with their commit, so that `--only` renews one part. Give the machine nothing else to do.
+Out: `results/engine.json` where all parts are there; with `--dry` the rows are printed and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import engine_mtp
+import harness
+from cpu_sides import uniform4
+from harness import Bar
+
+WORK = harness.BUILD / "engine"
+
+
+def mtp(settings: argparse.Namespace) -> dict[str, Any]:
+    """Speculation with the embedded model's head, and with replayed acceptances on the 0.8B shapes."""
+    return {"tiny": engine_mtp.tiny(settings.prompts), "replayed": engine_mtp.replayed(uniform4(), settings.repeats)}
+
+
+PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], list[Bar]]]] = {
+    "mtp": (mtp, engine_mtp.bars),
+}
+
+
+def main() -> None:
+    """Measure what was asked for; print the rows of all parts that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), metavar="PART,…", help="parts to measure")
+    parser.add_argument("--repeats", type=int, default=5, help="of each timed run")
+    parser.add_argument("--prompts", type=int, default=200, help="chat prompts")
+    parser.add_argument("--dry", action="store_true", help="print the rows, write no result")
+    settings = parser.parse_args()
+    WORK.mkdir(parents=True, exist_ok=True)
+    for name in settings.only.split(","):
+        if name not in PARTS:
+            raise SystemExit(f"--only {name}: no such part, expected some of {', '.join(PARTS)}")
+        part = {
+            "commit": harness.commit(),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **PARTS[name][0](settings),
+        }
+        (WORK / f"{name}.json").write_text(json.dumps(part))
+    found = {name: json.loads((WORK / f"{name}.json").read_text()) for name in PARTS if (WORK / f"{name}.json").is_file()}
+    rows = [bar for name, part in found.items() for bar in PARTS[name][1](part)]
+    if settings.dry or len(found) < len(PARTS):
+        print(harness.table([vars(bar) | {"met": bar.met} for bar in rows]))
+    else:
+        harness.write_result("engine", rows, found)
+
+
+if __name__ == "__main__":
+    main()
