@@ -1,6 +1,6 @@
-"""The engine: what speculation saves.
+"""The engine: many streams, a long prompt beside a stream, a second turn, what speculation saves.
 
-    python benchmarks/engine.py [--only mtp] [--repeats 5] [--prompts 200]
+    python benchmarks/engine.py [--only streams,gaps,turns,mtp] [--repeats 5] [--prompts 200]
 
 Parts are kept below `build/engine` with their commit, so that `--only` renews one part. Give the machine nothing else to do.
 Out: `results/engine.json` where all parts are there; with `--dry` the rows are printed and nothing is written.
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import engine_load
 import engine_mtp
 import harness
 from cpu_sides import uniform4
@@ -27,7 +28,25 @@ def mtp(settings: argparse.Namespace) -> dict[str, Any]:
     return {"tiny": engine_mtp.tiny(settings.prompts), "replayed": engine_mtp.replayed(uniform4(), settings.repeats)}
 
 
+def streams(settings: argparse.Namespace) -> dict[str, Any]:
+    """Eight streams over one."""
+    return engine_load.streams(uniform4(), settings.repeats)
+
+
+def gaps(settings: argparse.Namespace) -> dict[str, Any]:
+    """A stream while a long prompt is read."""
+    return engine_load.gaps(uniform4())
+
+
+def turns(settings: argparse.Namespace) -> dict[str, Any]:
+    """The first and the second turn of a long conversation."""
+    return engine_load.turns(uniform4())
+
+
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], list[Bar]]]] = {
+    "streams": (streams, engine_load.streams_bars),
+    "gaps": (gaps, engine_load.gaps_bars),
+    "turns": (turns, engine_load.turns_bars),
     "mtp": (mtp, engine_mtp.bars),
 }
 
