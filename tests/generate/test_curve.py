@@ -28,7 +28,19 @@ def test_a_text_is_repeated_out_of_step() -> None:
 
 
 def test_the_files_and_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", str(TINY), "--kv-curve", str(tmp_path), "--kv-longest", "1024", "--repeats", "1", "--generate-lengths", "3"]
+    words = [
+        "bench",
+        str(TINY),
+        "--kv-curve",
+        "-o",
+        str(tmp_path),
+        "--kv-longest",
+        "1024",
+        "--repeats",
+        "1",
+        "--generate-lengths",
+        "3",
+    ]
     assert main([*words, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     rows = {row["kind"]: row for row in result["rows"]}
@@ -47,9 +59,9 @@ def test_the_files_and_their_rows(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_means_nothing_beside_a_curve_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(TINY), "--kv-curve", str(tmp_path), "--kv-bits", "4"]) == 2
+    assert main(["bench", str(TINY), "--kv-curve", "-o", str(tmp_path), "--kv-bits", "4"]) == 2
     assert "leave --kv-bits out" in capsys.readouterr().err
-    assert main(["bench", str(TINY), "--kv-curve", str(tmp_path), "--kv-longest", "9"]) == 2
+    assert main(["bench", str(TINY), "--kv-curve", "-o", str(tmp_path), "--kv-longest", "9"]) == 2
     assert "--kv-longest is 9, expected at least 1024" in capsys.readouterr().err
     with pytest.raises(InputError, match="at least 2 tokens"):
         curve.CurvePlan((1,))

@@ -17,7 +17,7 @@ examples:
   optiq bench examples/tiny-qwen3.5 --save before.json                      keep the result
   optiq bench examples/tiny-qwen3.5 --save after.json --compare before.json
   optiq bench examples/tiny-qwen3.5 --kv-bits 4 --compare before.json       packed caches against full ones
-  optiq bench examples/tiny-qwen3.5 --kv-curve curve --repeats 1            every kind of cache over the context
+  optiq bench --kv-curve examples/tiny-qwen3.5 -o curve --repeats 1         every kind of cache over the context
 """
 
 
@@ -49,8 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cache_arguments(parser)
     parser.add_argument(
         "--kv-curve",
-        metavar="DIR",
+        action="store_true",
         help="instead, measure every kind of key/value cache over the length of the context and write tables and a picture",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        default=".",
+        metavar="DIR",
+        help="where --kv-curve writes benchmarks/kv/ and assets/; the current directory",
     )
     parser.add_argument("--kv-longest", type=int, default=None, metavar="N", help="longest context of the curve in tokens")
     parser.add_argument("--save", metavar="FILE", help="keep the result as JSON")
@@ -59,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, events: Events) -> int:
     """Measure, keep, compare, print."""
-    if args.kv_curve is not None:
+    if args.kv_curve:
         from optiq.cli.kv_curve import run_curve
 
         return run_curve(args, events)

@@ -41,8 +41,8 @@ def run_curve(args: argparse.Namespace, events: Events) -> int:
         "generate": plan.generate,
         "prefill_chunk": plan.prefill_chunk,
     }
-    written = curve_files.write(Path(args.kv_curve), samples, rows, about)
-    show(args, events, {**about, "rows": rows, "files": [str(name) for name in written]}, _table(rows, args.kv_curve))
+    written = curve_files.write(Path(args.out), samples, rows, about)
+    show(args, events, {**about, "rows": rows, "files": [str(name) for name in written]}, _table(rows, args.out))
     return 0
 
 
