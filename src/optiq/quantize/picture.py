@@ -202,6 +202,8 @@ def panels(path: str | os.PathLike[str], parts: Sequence[Panel], title: str, lab
     names = list(dict.fromkeys(name for part in parts for name in part.series))
     with _drawing() as plt:
         figure, all_axes = plt.subplots(1, len(parts), figsize=(4.2 * len(parts), 4.2), layout="constrained", squeeze=False)
+        from matplotlib.ticker import LogLocator
+
         for axes, part in zip(all_axes[0], parts, strict=True):
             for name, points in part.series.items():
                 number = names.index(name)
@@ -209,6 +211,8 @@ def panels(path: str | os.PathLike[str], parts: Sequence[Panel], title: str, lab
                 axes.plot(*zip(*points, strict=True), color=_series_colour(number), marker=marker, markersize=4, linewidth=1.4)
             ticks = sorted({x for points in part.series.values() for x, _ in points})
             axes.set(xscale="log", yscale="log", xlabel=label, ylabel=part.label)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # powers of ten alone may lie outside of a panel
+            axes.yaxis.set_major_formatter("{x:g}")
             axes.set_xticks(ticks, [f"{x / 1024:g}k" for x in ticks], rotation=45)
             axes.minorticks_off()
             _grid(axes)
