@@ -73,7 +73,7 @@ def gaps(model_dir: Path) -> dict[str, Any]:
     for repeat in range(ROUNDS):
         long = Request(prompt(LONG, repeat), max_tokens=1)
         found["read_alone"].append(_until_token(target, target.submit(long)))
-        stream = target.submit(Request(prompt(PROMPT, 50 + repeat), max_tokens=10**6))
+        stream = target.submit(Request(prompt(PROMPT, 50 + repeat), max_tokens=10**4))
         found["gap_alone"].append(_p95(_gaps(target, stream, lambda tokens: tokens < 60)))
         beside = target.submit(Request(prompt(LONG, 20 + repeat), max_tokens=1))
         start = time.perf_counter()

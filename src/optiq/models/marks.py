@@ -1,4 +1,4 @@
-"""Places in a forward pass at which it can be paused: the outputs of a model's blocks, in order.
+"""Places in a forward pass at which it can be paused: the outputs of a model's blocks and of their halves, in order.
 
 MLX computes nothing before it is asked to, so a forward pass over a long prompt can be built at once and evaluated block by
 block, with other work in between. Data in: a loaded model. Data out: arrays that the next one builds on.
@@ -21,7 +21,7 @@ _found: ContextVar[list[mx.array] | None] = ContextVar("optiq_marks", default=No
 
 
 class _Marked:
-    """A block that tells its output to whoever collects marks."""
+    """A module that tells its output to whoever collects marks."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         y = super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -34,21 +34,30 @@ class _Marked:
 
 
 def watch(model: nn.Module) -> None:
-    """Let the model's blocks tell their outputs; classes outside the model are not touched. Twice is once."""
+    """Let blocks, and the parts of them that have parts (mixer, MLP), tell their outputs. Twice is once.
+
+    Classes outside the model are not touched.
+    """
     for block in block_list(model):
-        if not isinstance(block, _Marked):
-            block.__class__ = _subclass(type(block))
+        for part in (block, *_with_parts(block)):
+            if not isinstance(part, _Marked):
+                part.__class__ = _subclass(type(part))
 
 
 @contextmanager
 def marks() -> Iterator[list[mx.array]]:
-    """Collects the outputs of the blocks that run inside, for models that are watched."""
+    """Collects the outputs of what runs inside, for models that are watched."""
     found: list[mx.array] = []
     token = _found.set(found)
     try:
         yield found
     finally:
         _found.reset(token)
+
+
+def _with_parts(block: nn.Module) -> list[nn.Module]:
+    """The direct children that are made of modules themselves."""
+    return [child for child in block.children().values() if isinstance(child, nn.Module) and child.children()]
 
 
 @functools.cache
