@@ -89,7 +89,7 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._names = 0
         self._chunk = options.policy.chunk
-        self._steps = 0
+        self._steps, self._active = 0, 0
         self._events: list[Event] = []
         self._adapters = Mounted(model)
         self._compiler: Compiler | None = None
