@@ -1,6 +1,6 @@
 """The engine: many streams, a long prompt beside a stream, a second turn, what speculation saves.
 
-    python benchmarks/engine.py [--only streams,gaps,turns,mtp] [--repeats 5] [--prompts 200]
+    python benchmarks/engine.py [--only streams,gaps,turns,cancels,mtp] [--repeats 5] [--prompts 200]
 
 Parts are kept below `build/engine` with their commit, so that `--only` renews one part. Give the machine nothing else to do.
 Out: `results/engine.json` where all parts are there; with `--dry` the rows are printed and nothing is written.
@@ -43,10 +43,16 @@ def turns(settings: argparse.Namespace) -> dict[str, Any]:
     return engine_load.turns(uniform4())
 
 
+def cancels(settings: argparse.Namespace) -> dict[str, Any]:
+    """What random cancels leave behind, on the embedded model."""
+    return engine_load.cancels(harness.MODEL)
+
+
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], list[Bar]]]] = {
     "streams": (streams, engine_load.streams_bars),
     "gaps": (gaps, engine_load.gaps_bars),
     "turns": (turns, engine_load.turns_bars),
+    "cancels": (cancels, engine_load.cancels_bars),
     "mtp": (mtp, engine_mtp.bars),
 }
 

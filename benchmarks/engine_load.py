@@ -1,11 +1,13 @@
-"""The engine under load on the 0.8B shapes: many streams, a long prompt beside a stream, a second turn. Parts of `engine.py`.
+"""The engine under load: many streams, a long prompt beside a stream, a second turn, random cancels. Parts of `engine.py`.
 
-In: the quantized random checkpoint. Out: seconds, and the bars made of them. Sides take turns; medians.
+In: the quantized random checkpoint of the 0.8B shapes; for cancels the embedded model. Out: seconds, and the bars made of them.
+Sides take turns; medians.
 """
 
 from __future__ import annotations
 
 import random
+import resource
 import statistics
 import time
 from pathlib import Path
@@ -15,12 +17,15 @@ import optiq  # isort: skip  # before MLX, which it gives a fast BLAS
 
 from harness import Bar
 
+from optiq.generate.sampling import Sampling
 from optiq.serve.engine import Engine, EngineOptions
 from optiq.serve.request import Event, Finished, Request, Token
+from optiq.serve.scheduler import Policy
 
 STREAMS, PROMPT, NEW = 8, 128, 64
 LONG, CONTEXT, TURN = 4096, 8192, 100
 ROUNDS = 3  # of the slower measurements
+REQUESTS = 1000
 MEMORY_BYTES = 6 * 10**9
 
 
@@ -148,6 +153,59 @@ def turns_bars(part: dict[str, Any]) -> list[Bar]:
             f"{part['new']} new tokens and a chunk of the grid of 64",
         ),
     ]
+
+
+def cancels(model_dir: Path) -> dict[str, Any]:
+    """Random requests with random cancels: what is left, and how much the process has grown since the first quarter."""
+    choose = random.Random(0)
+    target = Engine(
+        *optiq.load(str(model_dir)),
+        EngineOptions(Policy(max_rows=8, max_waiting=REQUESTS), memory_bytes=10**8, prefix_bytes=10**7),
+    )
+    left, alive, ended, early = REQUESTS, [], 0, 0
+    while left or not target.idle:
+        if left and choose.random() < 0.6:
+            length, sampled = choose.randrange(1, 400), choose.random() < 0.5
+            sampling = Sampling(temperature=float(sampled), top_k=20, seed=left)
+            alive.append(target.submit(Request(prompt(length, left % 50), sampling, max_tokens=choose.randrange(1, 40))))
+            left -= 1
+        if alive and choose.random() < 0.3:
+            target.cancel(alive.pop(choose.randrange(len(alive))))
+        ended += sum(isinstance(event, Finished) for event in target.step())
+        if not early and ended >= REQUESTS // 4:
+            early = resident_bytes()
+    load = target.load()
+    return {
+        "requests": REQUESTS,
+        "ended": ended,
+        "cancelled": target.counters["finished_cancelled"],
+        "failures": target.counters["failures"],
+        "rows_left": load.waiting + load.reading + load.decoding,
+        "cache_bytes_left": load.cache_bytes + sum(target.budget.promised.values()),
+        "prefix_over_limit": max(0, load.prefix_bytes - target.prefix.limit_bytes),
+        "resident_early": early,
+        "resident_end": resident_bytes(),
+    }
+
+
+def cancels_bars(part: dict[str, Any]) -> list[Bar]:
+    """Leaks and growth."""
+    leaks = part["cache_bytes_left"] + part["prefix_over_limit"] + part["rows_left"] + part["failures"]
+    leaks += abs(part["requests"] - part["ended"])
+    what = f"{part['requests']} random requests, {part['cancelled']} cancelled"
+    growth = part["resident_end"] / part["resident_early"] - 1
+    early = f"{part['resident_early'] / 1e6:.0f} MB after a quarter"
+    return [
+        Bar("4.cancel_leaks", f"{what}: bytes, rows and requests that are left", float(leaks), "", 0.0, "<=", "nothing"),
+        Bar(
+            "4.cancel_growth", f"{what}: growth of the resident size since the first quarter", 100 * growth, "%", 5.0, "<=", early
+        ),
+    ]
+
+
+def resident_bytes() -> int:
+    """What the process has resident now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _until_token(target: Engine, name: str) -> float:
