@@ -1,4 +1,4 @@
-"""Architectures in the engine: attention in every layer, recurrent layers, windows, experts, latents; a batch against single rows."""
+"""Architectures in the engine (attention, recurrent layers, windows, experts, latents): a batch against single rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-import random_models
 
+import random_models
 from optiq.generate.sampling import Sampling
 from optiq.models.load import load, load_modules
 from optiq.serve.engine import Engine, EngineOptions

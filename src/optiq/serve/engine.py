@@ -27,13 +27,14 @@ from optiq.lora.adapters import load_adapter
 from optiq.lora.mounted import Mounted
 from optiq.models.caches import cache_arrays, make_caches
 from optiq.models.marks import watch
-from optiq.serve import footprint, rows
+from optiq.serve import rows
+from optiq.serve.admission import Admission
 from optiq.serve.grammar import Compiler
 from optiq.serve.job import Job
 from optiq.serve.memory import Budget, Footprint
 from optiq.serve.prefix import Piece, PrefixCache
 from optiq.serve.reading import Chunk, next_stop, plan_cuts
-from optiq.serve.request import FULL_PRECISION, Event, Finish, Finished, Load, Logprob, Progress, Reason, Refused, Request
+from optiq.serve.request import Event, Finish, Finished, Load, Logprob, Progress, Request
 from optiq.serve.scheduler import GRID, Policy, Scheduler
 
 CLEAR_EVERY = 256  # decoding steps between two returns of MLX's unused buffers
@@ -82,18 +83,15 @@ class Engine:
         self.prefix: PrefixCache[Any] = PrefixCache(limit // 2 if options.prefix_bytes is None else options.prefix_bytes)
         self.scheduler = Scheduler(options.policy)
         self.budget = Budget(limit)
+        self._admission = Admission(model, self.budget, self.prefix, options.context, options.policy.chunk)
         self.counters: Counter[str] = Counter()
         self._batch = rows.Batch(rows.side_by_side(model, make_caches(model)))
-        self._shapes = footprint.shapes(model)
-        self._makers: list[tuple[Maker, Footprint]] = []
         self._jobs: dict[str, Job] = {}
         self._names = 0
-        self._chunk = options.policy.chunk
         self._steps, self._active = 0, 0
         self._events: list[Event] = []
         self._adapters = Mounted(model)
         self._compiler: Compiler | None = None
-        self.footprint(FULL_PRECISION)
 
     @property
     def idle(self) -> bool:
@@ -106,7 +104,7 @@ class Engine:
         Raises:
             OptiqError: the model cannot have such caches.
         """
-        return self._makers[self._kind(maker)][1]
+        return self._admission.footprint(maker)
 
     def submit(self, request: Request, name: str | None = None) -> str:
         """Take a request in; its events come from the steps that follow.
@@ -122,8 +120,8 @@ class Engine:
         name = f"request-{self._names}" if name is None else name
         if name in self._jobs:
             raise InputError(f"a request named {name!r} is running; give another name")
-        kind = self._kind(request.caches)
-        request = self._admissible(request, self._makers[kind][1])
+        kind = self._admission.kind(request.caches)
+        request = self._admission.fitted(request)
         key: Hashable = (self.options.revision, kind, self._adapters.sha256(request.adapter), request.template)
         grammar = None if request.grammar is None else self._grammars().compile(request.grammar).start(request.after)
         job = Job(name, request, key, time.perf_counter(), grammar)
@@ -192,15 +190,6 @@ class Engine:
         counts = len(lists.waiting), len(lists.reading), len(lists.decoding)
         return Load(*counts, held, self.prefix.bytes, self.budget.limit_bytes, counters)
 
-    def _kind(self, maker: Maker) -> int:
-        """The number of a kind of caches; equal ones have one number."""
-        for number, (known, _) in enumerate(self._makers):
-            if known is maker or known == maker:
-                return number
-        maker.check(self.model)
-        self._makers.append((maker, footprint.measure(maker(self.model), self._shapes)))
-        return len(self._makers) - 1
-
     def _grammars(self) -> Compiler:
         """Made with the first grammar."""
         if self._compiler is None:
@@ -208,53 +197,16 @@ class Engine:
             self._compiler = Compiler(self.tokenizer, width, self.tokenizer.eos_token_ids)
         return self._compiler
 
-    def _admissible(self, request: Request, taken: Footprint) -> Request:
-        """The request with a reply that fits the context.
-
-        Raises:
-            Refused: the prompt alone does not fit, or it needs more memory than there is.
-        """
-        length, context = len(request.prompt), self.options.context
-        if context and length >= context:
-            raise Refused(
-                Reason.CONTEXT, f"the prompt has {length} tokens, expected fewer than the context of {context}; shorten it"
-            )
-        if context:
-            request = replace(request, max_tokens=min(request.max_tokens, context - length))
-        need = taken.of(length + request.max_tokens)
-        if not self.budget.possible(need, GRID):
-            limit = self.budget.limit_bytes / 1e9
-            raise Refused(
-                Reason.MEMORY,
-                f"the request needs {need / 1e9:.2f} GB of caches for {length} + {request.max_tokens} tokens, expected at most "
-                f"{limit:.2f} GB; ask for fewer tokens or for caches in fewer bits",
-            )
-        return request
-
     def _start_waiting(self) -> None:
         while (name := self.scheduler.next_waiting()) is not None:
             job = self._jobs[name]
-            if not self._make_room(job):
+            if not self._admission.make_room(name, job.request):
                 return
             self.scheduler.started(name)
             try:
                 self._restore(job)
             except Exception as error:  # the edge of one request: the others go on
                 self._fail(job, error)
-
-    def _make_room(self, job: Job) -> bool:
-        """Promise memory to a request: evict prefixes, then read in smaller chunks, else it waits."""
-        need = self._makers[self._kind(job.request.caches)][1].of(len(job.request.prompt) + job.request.max_tokens)
-        self._chunk = self.options.policy.chunk
-        missing = self.budget.missing(need, self.prefix.bytes, self._chunk)
-        if missing:
-            self.prefix.shrink(missing)
-        while (lacking := self.budget.missing(need, self.prefix.bytes, self._chunk)) and self._chunk > GRID:
-            self._chunk = max(GRID, self._chunk // 2 // GRID * GRID)
-        if lacking and self.budget.promised:
-            return False  # alone it starts: it was found possible, and what reading takes is an estimate
-        self.budget.promise(job.name, need)
-        return True
 
     def _restore(self, job: Job) -> None:
         """Give a request its caches, with the longest prefix that is known."""
@@ -289,7 +241,7 @@ class Engine:
         try:
             prompt = job.request.prompt
             if job.chunk is None and job.read < len(prompt) - 1:
-                stop = next_stop(job.read, len(prompt), job.cuts, self._chunk)
+                stop = next_stop(job.read, len(prompt), job.cuts, self._admission.chunk)
                 job.chunk = Chunk(self.model, prompt[job.read : stop], job.caches, self._adapters.rows([job.request.adapter]))
                 mx.reset_peak_memory()
                 self._active = mx.get_active_memory()
