@@ -103,18 +103,15 @@ def tensor_bytes(quantization: str) -> int:
     return int(sum(tensor.n_bytes for tensor in GGUFReader(str(model(quantization))).tensors))
 
 
-def bench(
-    quantization: str, threads: int, repeats: int, *, prompt: int = 0, new: int = 0, depth: int = 0, flags: Sequence[str] = ()
-) -> list[float]:
+def bench(quantization: str, threads: int, repeats: int, *, prompt: int = 0, new: int = 0, depth: int = 0) -> list[float]:
     """Tokens per second of each repetition of llama-bench, which runs once before to warm up.
 
     Args:
         prompt, new: tokens to read at once, tokens to generate one by one; exactly one of the two is not 0.
         depth: tokens in the cache beforehand.
-        flags: more words for llama-bench.
     """
     words = [program("llama-bench"), "-m", model(quantization), "-t", threads, "-r", repeats, "-o", "json"]
-    words += ["-p", prompt, "-n", new, "-d", depth, *flags]
+    words += ["-p", prompt, "-n", new, "-d", depth]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, words))}\nexited with {done.returncode}:\n{done.stderr[-2000:]}")

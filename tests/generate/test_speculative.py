@@ -208,6 +208,9 @@ class _Biased:
     def copy(self) -> _Biased:
         return _Biased(self._inner.copy(), self._first)
 
+    def rollback(self, count: int) -> None:
+        self._inner.rollback(count)
+
 
 @pytest.mark.skipif(native.module() is None, reason="the native kernels were not built here")
 def test_memory_stays_flat(coded: tuple[Any, Any], tiny_model: Path) -> None:

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import pytest
 
 import random_models
-from optiq.models import layers
 from optiq.models.load import load_modules
-
-TINY = Path(__file__).parents[2] / "examples" / "tiny-qwen3.5"
-
-
-def tiny(bits: int | None, dtype: mx.Dtype) -> Any:
-    """The embedded model, perhaps quantized after it was loaded."""
-    model, _ = load_modules(TINY)
-    model.set_dtype(dtype)
-    if bits is not None:
-        nn.quantize(model, 64, bits, class_predicate=lambda _, layer: hasattr(layer, "to_quantized"))
-        layers.use_kernels(model)
-    mx.eval(model.parameters())
-    return model
+from tiny_model import tiny
 
 
 @pytest.fixture(scope="module", params=["float32", "float32-4bit", "bfloat16-4bit"])

@@ -17,9 +17,9 @@ from optiq.errors import InputError
 from optiq.kernels import native
 from optiq.lora.adapters import load_adapter
 from optiq.lora.mounted import Mounted
-from optiq.models import layers
 from optiq.models.caches import make_caches
 from optiq.models.load import load_modules
+from tiny_model import count_steps
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny-qwen3.5"
 
@@ -79,15 +79,7 @@ def test_rows_without_an_adapter_have_the_bits_of_a_model_without_any(model: Any
 def test_a_step_without_adapters_runs_in_whole_layers(model: Any, mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
     if native.module() is None or not isinstance(model.layers[0].mlp.up_proj, nn.QuantizedLinear):
         pytest.skip("whole layers need native kernels and quantized weights")
-    taken: list[bool] = []
-    inner = layers.DecoderLayer._step
-
-    def count(self: Any, *args: Any) -> Any:
-        y = inner(self, *args)
-        taken.append(y is not None)
-        return y
-
-    monkeypatch.setattr(layers.DecoderLayer, "_step", count)
+    taken = count_steps(monkeypatch)
     ids = np.random.default_rng(6).integers(1, 4000, (1, 20))
 
     def whole(names: list[str | None]) -> list[bool]:

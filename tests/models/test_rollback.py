@@ -7,36 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 
 import random_models
 from optiq.kernels import native
-from optiq.models import layers
 from optiq.models.caches import cache_arrays, make_caches
 from optiq.models.load import load_modules
 from optiq.models.rollback import Verify, record_of
+from tiny_model import tiny
 
-TINY = Path(__file__).parents[2] / "examples" / "tiny-qwen3.5"
 IDS = np.random.default_rng(0).integers(3, 4000, 60)
 
 fast = pytest.mark.skipif(native.module() is None, reason="the native kernels were not built here")
 
 
-def _tiny(bits: int | None, dtype: mx.Dtype) -> Any:
-    model, _ = load_modules(TINY)
-    model.set_dtype(dtype)
-    if bits is not None:
-        nn.quantize(model, 64, bits, class_predicate=lambda _, layer: hasattr(layer, "to_quantized"))
-        layers.use_kernels(model)
-    mx.eval(model.parameters())
-    return model
-
-
 @pytest.fixture(scope="module", params=[(4, mx.bfloat16), (8, mx.float32), (None, mx.bfloat16), (None, mx.float32)], ids=str)
 def model(request: pytest.FixtureRequest) -> Any:
-    return _tiny(*request.param)
+    return tiny(*request.param)
 
 
 def _begun(model: Any) -> list[Any]:
@@ -105,7 +93,7 @@ def test_nothing_kept_and_a_failed_step(model: Any) -> None:
 def test_rows_of_a_batch_keep_their_own_counts() -> None:
     from mlx_lm.models.cache import BatchKVCache, KVCache
 
-    model = _tiny(4, mx.float32)
+    model = tiny(4, mx.float32)
     prompt, looked = IDS[:24].reshape(2, 12), IDS[24:32].reshape(2, 4)
     caches = [BatchKVCache([0, 0]) if isinstance(cache, KVCache) else cache for cache in make_caches(model)]
     mx.eval(model(mx.array(prompt), cache=caches))

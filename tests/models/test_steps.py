@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_lm.tuner.lora import LoRALinear
@@ -15,35 +13,19 @@ from mlx_lm.tuner.lora import LoRALinear
 from optiq.kernels import fused, native
 from optiq.models import layers
 from optiq.models.caches import make_caches
-from optiq.models.load import load_modules
-
-TINY = Path(__file__).parents[2] / "examples" / "tiny-qwen3.5"
+from tiny_model import count_steps, tiny
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason="the native kernels were not built here")
 
 
 def _model(bits: int = 4, dtype: mx.Dtype = mx.bfloat16) -> Any:
-    model, _ = load_modules(TINY)
-    model.set_dtype(dtype)
-    nn.quantize(model, 64, bits, class_predicate=lambda _, layer: hasattr(layer, "to_quantized"))
-    layers.use_kernels(model)
-    mx.eval(model.parameters())
-    return model
+    return tiny(bits, dtype)
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each layer call went through a native layer."""
-    found: list[bool] = []
-    inner = layers.DecoderLayer._step
-
-    def count(self: Any, *args: Any) -> Any:
-        y = inner(self, *args)
-        found.append(y is not None)
-        return y
-
-    monkeypatch.setattr(layers.DecoderLayer, "_step", count)
-    return found
+    return count_steps(monkeypatch)
 
 
 def _run(model: Any, ids: np.ndarray, steps_after: int = 3) -> list[np.ndarray]:

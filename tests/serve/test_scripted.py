@@ -9,9 +9,9 @@ import pytest
 
 from optiq.models.load import load
 from optiq.serve.engine import Engine
-from optiq.serve.request import Finish, Finished, Request, Token
+from optiq.serve.request import Finish, Finished, Request, Serving, Token
 from optiq.serve.scheduler import Policy
-from optiq.serve.scripted import Script, ScriptedEngine, Serving
+from optiq.serve.scripted import Script, ScriptedEngine
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-qwen3.5"
 

@@ -31,11 +31,10 @@ from optiq.kernels.fused import FEW_ROWS
 
 @dataclass
 class _Found:
-    """What one step found: its draws, how many of its guesses are kept, and the sampler after the last draw that counts."""
+    """What one step found: the draws that count, and how many of its guesses were right."""
 
     draws: list[int]
     kept: int
-    sampler: Sampler
 
 
 class Speculation:
@@ -69,7 +68,6 @@ class Speculation:
                 start = time.perf_counter()
                 found = self._look(depth, sampler, stops)
                 self._depth.guessed(depth, found.kept, time.perf_counter() - start)
-                sampler = found.sampler
                 yield from found.draws
                 given += len(found.draws)
                 continue
@@ -105,12 +103,10 @@ class Speculation:
             hidden = self._context.halves.body(tokens[None], self._context.caches)
             mx.async_eval(hidden)
             logits = self._context.halves.head(hidden[:, old:])[0]
-            draws, states = [], []
-            for row in range(depth + 1):
-                draws.append(sampler(logits[row]))
-                states.append(sampler.copy())
+            draws = [sampler(logits[row]) for row in range(depth + 1)]
             found = mx.concatenate([guesses, *draws]).tolist()
             kept, drawn = _agreed(found[:depth], found[depth:], stops)
+            sampler.rollback(len(draws) - len(drawn))
             fresh = [*self._unread[old:], *drawn[:-1]]
             self._drafter.seen(tokens[old : old + len(fresh)], hidden[:, old : old + len(fresh)])
             if step.accept(old + len(fresh)):
@@ -121,7 +117,7 @@ class Speculation:
         self.told.forwards += 1
         self.told.drafted += depth
         self.told.accepted += kept
-        return _Found(drawn, kept, states[len(drawn) - 1])
+        return _Found(drawn, kept)
 
 
 def _agreed(guesses: list[int], draws: list[int], stops: Collection[int]) -> tuple[int, list[int]]:

@@ -85,10 +85,10 @@ class Whole:
         return []
 
     def rest(self, cache: Any) -> Any:
-        return _frozen(cache)
+        return copy.deepcopy(cache)  # later steps of the original cannot change it
 
     def build(self, columns: Arrays, rest: Any) -> Any:
-        return _frozen(rest)
+        return copy.deepcopy(rest)
 
 
 KINDS: dict[str, Kind] = {"plain": Plain(), "packed": Packed()}
@@ -153,8 +153,3 @@ def arrays(value: Any) -> Arrays:
 def bytes_of(value: Any) -> int:
     """What the arrays in columns or rests take."""
     return sum(int(array.nbytes) for array in arrays(value))
-
-
-def _frozen(cache: Any) -> Any:
-    """A copy that later steps of the original cannot change. Steps replace whole arrays or write into their own objects."""
-    return copy.deepcopy(cache)

@@ -47,7 +47,7 @@ def cache_kind(cache: Any) -> str:
 
     if isinstance(cache, KVCache):
         return "plain"
-    return "state" if type(cache) is ArraysCache else "other"
+    return "state" if isinstance(cache, ArraysCache) else "other"
 
 
 @functools.cache

@@ -25,6 +25,8 @@ from typing import Any, Self
 
 import mlx.core as mx
 
+from optiq.models.caches import cache_kind, can_cut
+
 Advance = Callable[[int | mx.array], tuple[mx.array, mx.array]]
 
 _RECORD, _LATE = "_record", "_late"
@@ -119,7 +121,7 @@ class Verify:
 
     def __enter__(self) -> Self:
         for place, cache in enumerate(self._caches):
-            if _recurrent(cache):
+            if cache_kind(cache) == "state":
                 _watch(cache)
             elif not _cuttable(cache):
                 self._copies[place] = copy.deepcopy(cache)
@@ -220,15 +222,7 @@ def _watch(cache: Any) -> None:
     setattr(cache, _RECORD, Record([] if _LATE in cache.__dict__ else list(cache.cache)))
 
 
-def _recurrent(cache: Any) -> bool:
-    from mlx_lm.models.cache import ArraysCache
-
-    return isinstance(cache, ArraysCache)
-
-
 def _cuttable(cache: Any) -> bool:
     from mlx_lm.models.cache import BatchKVCache
-
-    from optiq.models.caches import can_cut
 
     return can_cut([cache]) or isinstance(cache, BatchKVCache)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from optiq.kv import pieces
 from optiq.kv.options import Maker
 from optiq.lora.adapters import load_adapter
 from optiq.lora.mounted import Mounted
-from optiq.models.caches import cache_arrays, make_caches
+from optiq.models.caches import cache_arrays, cache_bytes, make_caches
 from optiq.models.marks import watch
 from optiq.serve import rows
 from optiq.serve.admission import Admission
@@ -179,7 +180,7 @@ class Engine:
 
     def load(self) -> Load:
         """How busy it is."""
-        reading = sum(pieces.bytes_of(self._jobs[name].caches) for name in self.scheduler.reading)
+        reading = sum(cache_bytes(self._jobs[name].caches) for name in self.scheduler.reading)
         counters = {
             **self.counters,
             "prefix_tokens_asked": self.prefix.counters.asked,
@@ -203,10 +204,8 @@ class Engine:
             if not self._admission.make_room(name, job.request):
                 return
             self.scheduler.started(name)
-            try:
+            with self._edge_of(job):
                 self._restore(job)
-            except Exception as error:  # the edge of one request: the others go on
-                self._fail(job, error)
 
     def _restore(self, job: Job) -> None:
         """Give a request its caches, with the longest prefix that is known."""
@@ -238,7 +237,7 @@ class Engine:
 
     def _read(self, job: Job, slice_s: float | None) -> None:
         """Read on at a prompt; at its end the first token is drawn."""
-        try:
+        with self._edge_of(job):
             prompt = job.request.prompt
             if job.chunk is None and job.read < len(prompt) - 1:
                 stop = next_stop(job.read, len(prompt), job.cuts, self._admission.chunk)
@@ -251,8 +250,6 @@ class Engine:
                 self._chunk_read(job, job.chunk)
             if job.read == len(prompt) - 1:
                 self._first(job)
-        except Exception as error:  # the edge of one request: the others go on
-            self._fail(job, error)
 
     def _chunk_read(self, job: Job, chunk: Chunk) -> None:
         """A chunk is done: book it, and keep a checkpoint where one is due."""
@@ -296,20 +293,16 @@ class Engine:
         """One token for every row."""
         start = time.perf_counter()
         jobs = [self._jobs[name] for name in self._batch.names]
-        try:
+        with self._edge_of(*jobs):
             logits = self._batch.forward(self.model, mx.array([[job.last] for job in jobs]), self._adapters)[:, -1]
             drawn = self._draw(jobs, logits)
             mx.eval(self._batch.arrays())
-        except Exception as error:  # the edge of this batch: waiting and reading requests go on
-            for job in jobs:
-                self._fail(job, error)
-            return
-        self._tell(jobs, logits, drawn)
-        self.scheduler.stepped(time.perf_counter() - start)
-        self._steps += 1
-        self.counters["decode_steps"] += 1
-        if self._steps % CLEAR_EVERY == 0:
-            mx.clear_cache()
+            self._tell(jobs, logits, drawn)
+            self.scheduler.stepped(time.perf_counter() - start)
+            self._steps += 1
+            self.counters["decode_steps"] += 1
+            if self._steps % CLEAR_EVERY == 0:
+                mx.clear_cache()
 
     def _draw(self, jobs: Sequence[Job], logits: mx.array) -> list[int]:
         """One token per row of logits [B, V]; masks are made while the logits are computed."""
@@ -324,15 +317,12 @@ class Engine:
         for row, (job, token) in enumerate(zip(jobs, drawn, strict=True)):
             self.counters["tokens"] += 1
             job.usage = replace(job.usage, forwards=job.usage.forwards + 1)
-            try:
+            with self._edge_of(job):
                 event, ended = job.take(token, time.perf_counter(), *told.get(row, ()))
-            except Exception as error:  # the edge of one row: its neighbours go on
-                self._fail(job, error)
-                continue
-            if event is not None:
-                self._events.append(event)
-            if ended is not None:
-                self._close(job, ended)
+                if event is not None:
+                    self._events.append(event)
+                if ended is not None:
+                    self._close(job, ended)
 
     @staticmethod
     def _logprobs(jobs: Sequence[Job], logits: mx.array, drawn: Sequence[int]) -> dict[int, tuple[float, tuple[Logprob, ...]]]:
@@ -346,6 +336,16 @@ class Engine:
             row: (one.chosen, tuple(Logprob(int(i), float(v)) for i, v in zip(one.ids, one.values, strict=True)))
             for row, one in zip(asking, found, strict=True)
         }
+
+    @contextmanager
+    def _edge_of(self, *jobs: Job) -> Iterator[None]:
+        """What raises in here ends these requests, and nothing else."""
+        try:
+            yield
+        except Exception as error:
+            for job in jobs:
+                if job.name in self._jobs:
+                    self._fail(job, error)
 
     def _fail(self, job: Job, error: Exception) -> None:
         """A request could not go on."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optiq.errors import InputError, OptiqError
 from optiq.generate.options import MAX_TOKENS
@@ -198,3 +198,25 @@ class Load:
     prefix_bytes: int
     limit_bytes: int
     counters: Mapping[str, float] = field(default_factory=dict)
+
+
+class Serving(Protocol):
+    """What an engine is to those who use it; `optiq.serve.engine.Engine` is one."""
+
+    tokenizer: Any
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+
+    def submit(self, request: Request, name: str | None = None) -> str:
+        """Take a request in, or raise `Refused`; its name."""
+
+    def cancel(self, name: str) -> None:
+        """End a request."""
+
+    def step(self) -> list[Event]:
+        """Do the next thing, and tell what happened."""
+
+    def load(self) -> Load:
+        """How busy it is."""

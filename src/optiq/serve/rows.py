@@ -18,8 +18,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from optiq.kernels import attention
 from optiq.lora.mounted import Mounted
+from optiq.models import arch
 from optiq.models.caches import Caches, cache_kind, key_value_layers
 
 
@@ -59,13 +59,10 @@ class KeyValueRows:
     def attend(self, queries: mx.array, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
         """Attention of queries [B, H, L, D], each row over what its cache holds."""
         masks = mask.masks if isinstance(mask, RowMasks) else (mask,) * len(self.caches)
+        attention = arch.shared("base").scaled_dot_product_attention
         found = []
         for row, (cache, (k, v), own) in enumerate(zip(self.caches, self._fresh, masks, strict=True)):
-            q = queries[row : row + 1]
-            if hasattr(cache, "attend"):
-                found.append(cache.attend(q, scale, own, sinks))
-            else:
-                found.append(attention.attention(q, k, v, scale=scale, mask=own, sinks=sinks))
+            found.append(attention(queries[row : row + 1], k, v, cache=cache, scale=scale, mask=own, sinks=sinks))
         self._fresh = []
         return found[0] if len(found) == 1 else mx.concatenate(found)
 

@@ -10,33 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from optiq.serve.job import Job
 from optiq.serve.request import Event, Finish, Finished, Load, Progress, Request
 from optiq.serve.scheduler import Policy, Scheduler
-
-
-class Serving(Protocol):
-    """What an engine is to those who use it; `optiq.serve.engine.Engine` is one."""
-
-    tokenizer: Any
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do."""
-
-    def submit(self, request: Request, name: str | None = None) -> str:
-        """Take a request in, or raise `Refused`; its name."""
-
-    def cancel(self, name: str) -> None:
-        """End a request."""
-
-    def step(self) -> list[Event]:
-        """Do the next thing, and tell what happened."""
-
-    def load(self) -> Load:
-        """How busy it is."""
 
 
 @dataclass(frozen=True)
