@@ -52,11 +52,15 @@ struct PackedRows {
 };
 
 // How the vectors of one head become codes.
+// How the scale that is stored is found, and for the last one the codes; see optiq.kernels.packed.
+enum class Scaling { norm, fit, exact, search };
+constexpr float kTrials[] = {1.f, 0.9f, 1.1f};  // TRIALS there
+
 struct PackForm {
     const Codebook* book = nullptr;
     int64_t width = 0;
     const float* diagonal = nullptr;  // [D]
-    bool fit = false;                 // the scale of the least squared error
+    Scaling scaling = Scaling::norm;
 };
 
 struct Packing {

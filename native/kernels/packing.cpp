@@ -68,20 +68,16 @@ void write_bits(const uint8_t* index, int64_t width, int bits, uint8_t* codes) {
     }
 }
 
-template <class T>
-void pack_row(const PackForm& form, const T* x, uint8_t* codes, uint16_t* scale) {
-    alignas(64) float y[kPackedWidth];
-    alignas(64) uint8_t index[kPackedWidth];
-    const Codebook& book = *form.book;
-    const int64_t width = form.width, padded = padded16(width);
-    by_sixteen(width, [&](int64_t d, int n) { store(y + d, load_up_to(x + d, n) * load_up_to(form.diagonal + d, n)); });
-    transform(y, width);
-    vf squares{};
-    for (int64_t d = 0; d < padded; d += kLanes) squares = fma(load(y + d), load(y + d), squares);
-    float step = __builtin_sqrtf(sum(squares) / float(width)) * book.unit;
+// Codes of y, padded with zeros, in steps, and the sums over y l and l l.
+struct Along {
+    float across;
+    float levels;
+};
+
+Along codes_of(const Codebook& book, const float* y, int64_t width, float step, uint8_t* index) {
     const vf by = splat(step > 0.f ? step : 1.f);
     vf across{}, levels{};
-    for (int64_t d = 0; d < padded; d += kLanes) {
+    for (int64_t d = 0; d < padded16(width); d += kLanes) {
         const vf v = load(y + d);
         const Nearest found = nearest(book, v / by);
         store_bytes(index + d, found.index);
@@ -91,7 +87,39 @@ void pack_row(const PackForm& form, const T* x, uint8_t* codes, uint16_t* scale)
         across = fma(v, found.level, across);
         levels = fma(found.level, found.level, levels);
     }
-    if (form.fit) step = step > 0.f ? sum(across) / sum(levels) : 0.f;
+    return {sum(across), sum(levels)};
+}
+
+// Of the steps that are tried, the one whose levels have the least angle to y; the first of equals.
+float best_step(const Codebook& book, const float* y, int64_t width, float step) {
+    alignas(64) uint8_t index[kPackedWidth];
+    float best = -1.f, found = step;
+    for (const float factor : kTrials) {
+        const Along along = codes_of(book, y, width, step * factor, index);
+        const float cosine = along.across / __builtin_sqrtf(along.levels);
+        if (cosine > best) best = cosine, found = step * factor;
+    }
+    return found;
+}
+
+template <class T>
+void pack_row(const PackForm& form, const T* x, uint8_t* codes, uint16_t* scale) {
+    alignas(64) float y[kPackedWidth];
+    alignas(64) uint8_t index[kPackedWidth];
+    const Codebook& book = *form.book;
+    const int64_t width = form.width;
+    by_sixteen(width, [&](int64_t d, int n) { store(y + d, load_up_to(x + d, n) * load_up_to(form.diagonal + d, n)); });
+    transform(y, width);
+    vf lanes{};
+    for (int64_t d = 0; d < padded16(width); d += kLanes) lanes = fma(load(y + d), load(y + d), lanes);
+    const float squares = sum(lanes);
+    float step = __builtin_sqrtf(squares / float(width)) * book.unit;
+    if (form.scaling == Scaling::search) step = best_step(book, y, width, step);
+    const Along along = codes_of(book, y, width, step, index);
+    if (form.scaling != Scaling::norm) {
+        const float found = form.scaling == Scaling::fit ? along.across / along.levels : squares / along.across;
+        step = step > 0.f ? found : 0.f;
+    }
     write_bits(index, width, book.bits, codes);
     *scale = float_to_bf16(step);
 }

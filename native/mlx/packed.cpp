@@ -43,6 +43,13 @@ Book codebook(int bits, const std::vector<int>& levels, float unit) {
     return {book};
 }
 
+Scaling scaling_of(const std::string& name) {
+    const std::string names[] = {"norm", "fit", "exact", "search"};  // in the order of Scaling
+    for (int i = 0; i < 4; i++)
+        if (name == names[i]) return Scaling(i);
+    throw std::invalid_argument("unknown scaling " + name);
+}
+
 void check_width(int64_t width) { check(width % 8 == 0 && width > 0 && width <= kPackedWidth, "expected a width of 8, 16, ..., 512"); }
 
 PackedRows rows_of(const Codebook* book, const Rows4& codes, const mx::array& scales) {
@@ -51,7 +58,7 @@ PackedRows rows_of(const Codebook* book, const Rows4& codes, const mx::array& sc
 }
 
 // Packs x [B, G, L, D] into tokens from `start` on of codes [B, G, C, bytes] and scales [B, G, C], both dense.
-void pack_into(const mx::array& x, const mx::array& diagonal, const Codebook& book, bool fit, mx::array& codes, mx::array& scales,
+void pack_into(const mx::array& x, const mx::array& diagonal, const Codebook& book, Scaling scaling, mx::array& codes, mx::array& scales,
                int64_t start) {
     const Rows4 rows(x);
     const Floats diagonals(diagonal);
@@ -61,7 +68,7 @@ void pack_into(const mx::array& x, const mx::array& diagonal, const Codebook& bo
     const Packing& kernels = packing();
     run_packing(x.shape(0) * groups * length, width, [&](int64_t i) {
         const int64_t pair = i / length, token = i % length, group = pair % groups, at = pair * room + start + token;
-        const PackForm form{&book, width, diagonals.start() + group * width, fit};
+        const PackForm form{&book, width, diagonals.start() + group * width, scaling};
         const int64_t from = pair / groups * view.batch + group * view.head + token * view.row;
         kernels.pack(form, static_cast<const char*>(view.data) + from * item, type, data<uint8_t>(codes) + at * book.row_bytes(width),
                      data<uint16_t>(scales) + at);
@@ -75,9 +82,9 @@ void check_vectors(const mx::array& x, const mx::array& diagonal) {
     float_of(x), float_of(diagonal);
 }
 
-Arrays pack(const mx::array& x, const mx::array& diagonal, const Book& book, bool fit) {
+Arrays pack(const mx::array& x, const mx::array& diagonal, const Book& book, const std::string& scaling) {
     check_vectors(x, diagonal);
-    const auto run = [book, fit](const Arrays& in, Arrays& out) { pack_into(in[0], in[1], *book, fit, out[0], out[1], 0); };
+    const auto run = [book, scaling = scaling_of(scaling)](const Arrays& in, Arrays& out) { pack_into(in[0], in[1], *book, scaling, out[0], out[1], 0); };
     const int bytes = int(book->row_bytes(x.shape(3)));
     return make({{x.shape(0), x.shape(1), x.shape(2), bytes}, {x.shape(0), x.shape(1), x.shape(2)}}, {mx::uint8, mx::bfloat16},
                 std::make_shared<Op>(cpu_stream(), "OptiqPack", run), {x, diagonal});
@@ -86,27 +93,27 @@ Arrays pack(const mx::array& x, const mx::array& diagonal, const Book& book, boo
 // As Append (mlx/cache.cpp): the outputs are the buffers of the first two inputs.
 class Store : public Op {
   public:
-    Store(mx::Stream stream, Book book, bool fit, int64_t start)
-        : Op(stream, "OptiqStore", {}), book_(std::move(book)), fit_(fit), start_(start) {}
+    Store(mx::Stream stream, Book book, Scaling scaling, int64_t start)
+        : Op(stream, "OptiqStore", {}), book_(std::move(book)), scaling_(scaling), start_(start) {}
 
     void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
         auto& encoder = mx::cpu::get_command_encoder(stream());
         for (size_t i = 0; i < 2; i++) outputs[i].copy_shared_buffer(inputs[i]);
         auto codes = mx::array::unsafe_weak_copy(outputs[0]), scales = mx::array::unsafe_weak_copy(outputs[1]);
         auto x = mx::array::unsafe_weak_copy(inputs[2]), diagonal = mx::array::unsafe_weak_copy(inputs[3]);
-        encoder.dispatch([codes, scales, x, diagonal, book = book_, fit = fit_, start = start_]() mutable {
-            pack_into(x, diagonal, *book, fit, codes, scales, start);
+        encoder.dispatch([codes, scales, x, diagonal, book = book_, scaling = scaling_, start = start_]() mutable {
+            pack_into(x, diagonal, *book, scaling, codes, scales, start);
         });
     }
 
   private:
     Book book_;
-    bool fit_;
+    Scaling scaling_;
     int64_t start_;
 };
 
 Arrays store(const mx::array& codes, const mx::array& scales, const mx::array& x, const mx::array& diagonal, int64_t start,
-             const Book& book, bool fit) {
+             const Book& book, const std::string& scaling) {
     check_vectors(x, diagonal);
     check(codes.ndim() == 4 && scales.ndim() == 3 && codes.dtype() == mx::uint8 && scales.dtype() == mx::bfloat16,
           "expected codes uint8 [B, G, C, D bits / 8] and scales bfloat16 [B, G, C]");
@@ -114,7 +121,7 @@ Arrays store(const mx::array& codes, const mx::array& scales, const mx::array& x
         check(codes.shape(i) == scales.shape(i) && (i == 2 || codes.shape(i) == x.shape(i)), "the vectors do not fit the buffer");
     check(codes.shape(3) == book->row_bytes(x.shape(3)) && start >= 0 && start + x.shape(2) <= codes.shape(2),
           "the vectors do not fit the buffer");
-    return make({codes.shape(), scales.shape()}, {mx::uint8, mx::bfloat16}, std::make_shared<Store>(cpu_stream(), book, fit, start),
+    return make({codes.shape(), scales.shape()}, {mx::uint8, mx::bfloat16}, std::make_shared<Store>(cpu_stream(), book, scaling_of(scaling), start),
                 {dense(codes), dense(scales), x, diagonal});
 }
 
@@ -245,8 +252,8 @@ mx::array attend(const mx::array& q, const mx::array& k, const mx::array& v, con
 void bind_packed(nb::module_& m) {
     nb::class_<Book>(m, "Codebook");
     m.def("codebook", &codebook, "bits"_a, "levels"_a, "unit"_a, "What the functions below take for a codebook.");
-    m.def("pack", &pack, "x"_a, "diagonal"_a, "book"_a, "fit"_a, "Codes and scales of x [B, G, L, D]; see optiq.kernels.packed.");
-    m.def("store", &store, "codes"_a, "scales"_a, "x"_a, "diagonal"_a, "start"_a, "book"_a, "fit"_a,
+    m.def("pack", &pack, "x"_a, "diagonal"_a, "book"_a, "scaling"_a, "Codes and scales of x [B, G, L, D]; see optiq.kernels.packed.");
+    m.def("store", &store, "codes"_a, "scales"_a, "x"_a, "diagonal"_a, "start"_a, "book"_a, "scaling"_a,
           "The same, written into buffers from token `start` on; the results take the buffers over.");
     m.def("unpack", &unpack, "codes"_a, "scales"_a, "factor"_a, "book"_a, "mean"_a.none(), "tail"_a.none(), "dtype"_a,
           "factor H y' + mean of packed vectors [B, G, P, D], followed by the rows of `tail`.");

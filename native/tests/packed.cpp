@@ -48,7 +48,7 @@ struct Example {
             full[i] = random.values(size_t(groups * keys * width));
             const int64_t bytes = books[i].row_bytes(width);
             codes[i].resize(size_t(groups * tokens * bytes)), scales[i].resize(size_t(groups * tokens));
-            const PackForm form{&books[i], width, factors.data(), i == 0};
+            const PackForm form{&books[i], width, factors.data(), i == 0 ? Scaling::fit : Scaling::search};
             const std::vector<float> x = random.values(size_t(groups * tokens * width));
             for (int64_t j = 0; j < groups * tokens; j++)
                 packing().pack(form, &x[size_t(j * width)], Float::f32, &codes[i][size_t(j * bytes)], &scales[i][size_t(j)]);

@@ -43,7 +43,7 @@ Scaling = Literal["norm", "fit", "exact", "search"]
 
 TRIALS = (1.0, 0.9, 1.1)
 """Factors of the step. On the attention layers of the embedded model KL falls by a sixth against the first alone; ten factors
-between 0.75 and 1.25 gain another tenth."""
+between 0.75 and 1.25 gain another tenth. (kTrials in native/kernels/packed.h)"""
 
 _TYPES = (mx.float32, mx.float16, mx.bfloat16)
 _WIDEST = 512  # kPackedWidth in native/kernels/packed.h
@@ -89,14 +89,6 @@ class Form:
         return fast.codebook(self.book.bits, self.book.levels, self.book.unit)
 
     @cached_property
-    def trials(self) -> list[Any]:
-        """The codebook with the steps that are tried, as native kernels take it."""
-        fast = native.module()
-        assert fast is not None
-        factors = TRIALS if self.scaling == "search" else TRIALS[:1]
-        return [fast.codebook(self.book.bits, self.book.levels, self.book.unit * factor) for factor in factors]
-
-    @cached_property
     def factors(self) -> _Factors:
         """The arrays as native kernels read them at once: float32 without gaps."""
         diagonal, undo, inverse = (mx.contiguous(x.astype(mx.float32)) for x in (self.diagonal, self.undo, 1.0 / self.diagonal))
@@ -115,9 +107,7 @@ def pack(x: mx.array, form: Form) -> Packed:
     fast = _native(x)
     if fast is None:
         return pack_reference(x, form)
-    if form.scaling in ("exact", "search"):
-        return _pack_exact(fast, x, form)
-    return Packed(*fast.pack(x, form.factors.diagonal, form.native_book, form.scaling == "fit"))
+    return Packed(*fast.pack(x, form.factors.diagonal, form.native_book, form.scaling))
 
 
 def store(buffer: Packed, start: int, x: mx.array, form: Form) -> Packed:
@@ -126,12 +116,12 @@ def store(buffer: Packed, start: int, x: mx.array, form: Form) -> Packed:
     The buffer belongs to the caller alone and is used up: native kernels write where it lies.
     """
     fast = _native(x)
-    if fast is None or form.scaling in ("exact", "search"):
+    if fast is None:
         found, end = pack(x, form), start + x.shape[2]
         codes, scales = buffer
         codes[:, :, start:end], scales[:, :, start:end] = found
         return Packed(codes, scales)
-    return Packed(*fast.store(*buffer, x, form.factors.diagonal, start, form.native_book, form.scaling == "fit"))
+    return Packed(*fast.store(*buffer, x, form.factors.diagonal, start, form.native_book, form.scaling))
 
 
 def unpack(packed: Packed, form: Form, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -238,26 +228,6 @@ def _cosine(y: mx.array, index: mx.array, book: Codebook) -> mx.array:
     """Of y and the levels of codes, times the length of y; [..., 1]."""
     level = mx.array(book.levels, mx.float32)[index]
     return (y * level).sum(-1, keepdims=True) / mx.sqrt((level * level).sum(-1, keepdims=True))
-
-
-def _pack_exact(fast: Any, x: mx.array, form: Form) -> Packed:
-    """``"exact"`` and ``"search"`` out of what native kernels have: codes of each step, and their levels turned back."""
-    turned = x.astype(mx.float32) * form.factors.diagonal[:, None]
-    ones = mx.ones(x.shape[:-1], mx.bfloat16), mx.ones(form.diagonal.shape, mx.float32)
-    codes = across = best = None
-    for book in form.trials:
-        found, _ = fast.pack(x, form.factors.diagonal, book, False)
-        level = fast.unpack(found, *ones, book, None, None, mx.float32)
-        along = (turned * level).sum(-1, keepdims=True)
-        cosine = along / mx.sqrt((level * level).sum(-1, keepdims=True))
-        if codes is None or across is None or best is None:
-            codes, across, best = found, along, cosine
-            continue
-        better = cosine > best
-        codes, across, best = mx.where(better, found, codes), mx.where(better, along, across), mx.maximum(cosine, best)
-    assert codes is not None and across is not None
-    scale = mx.where(across > 0, (turned * turned).sum(-1, keepdims=True) / mx.where(across > 0, across, 1.0), 0.0)
-    return Packed(codes, scale[..., 0].astype(mx.bfloat16))
 
 
 def unpack_rotated(packed: Packed, book: Codebook) -> mx.array:
