@@ -3,6 +3,7 @@
 
 #include "kernels/gemm.h"
 #include "kernels/simd.h"
+#include "kernels/square.h"
 
 namespace optiq::OPTIQ_LEVEL {
 
@@ -101,37 +102,6 @@ inline void load_across(const T* p, int64_t stride, int64_t depth, int64_t n, vu
         split<F::parts>(depth > 1 ? load_up_to(p + stride, n) : vf{}, odd);
         for (int i = 0; i < F::parts; i++) out[i] = (even[i] >> 16) | odd[i];
     }
-}
-
-// Sixteen vectors of sixteen 32-bit numbers, rows to columns.
-inline void transpose(vu* r) {
-#if defined(__AVX512F__)
-    __m512i t[16], u[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32((__m512i)r[i], (__m512i)r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32((__m512i)r[i], (__m512i)r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int j = 0; j < 4; j++) {
-        const __m512i a = _mm512_shuffle_i32x4(u[j], u[4 + j], 0x88), b = _mm512_shuffle_i32x4(u[j], u[4 + j], 0xdd);
-        const __m512i c = _mm512_shuffle_i32x4(u[8 + j], u[12 + j], 0x88), d = _mm512_shuffle_i32x4(u[8 + j], u[12 + j], 0xdd);
-        r[j] = (vu)_mm512_shuffle_i32x4(a, c, 0x88);
-        r[8 + j] = (vu)_mm512_shuffle_i32x4(a, c, 0xdd);
-        r[4 + j] = (vu)_mm512_shuffle_i32x4(b, d, 0x88);
-        r[12 + j] = (vu)_mm512_shuffle_i32x4(b, d, 0xdd);
-    }
-#else
-    alignas(64) uint32_t from[256], to[256];
-    std::memcpy(from, r, sizeof from);
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) to[j * 16 + i] = from[i * 16 + j];
-    std::memcpy(r, to, sizeof to);
-#endif
 }
 
 inline void put(uint32_t* p, vu x) { *reinterpret_cast<vu*>(p) = x; }

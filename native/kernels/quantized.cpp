@@ -1,6 +1,8 @@
 #include "kernels/quantized.h"
 
 #include "kernels/decode.h"
+#include "kernels/quantized_exact.h"
+#include "kernels/quantized_row.h"
 #include "kernels/simd.h"
 #include "kernels/unpack.h"
 
@@ -8,27 +10,7 @@ namespace optiq::OPTIQ_LEVEL {
 namespace {
 
 constexpr float kSteps = 32639.f;  // 127 * 256 + 127: the largest sum of a signed high and a signed low byte
-constexpr int kSegment = 64;       // groups whose factors lie on the stack at once
 constexpr int64_t kAhead = 2048;   // bytes of prefetch; flat between 1 and 4 KiB
-// Pairs of codes: near into the first-level cache, far into the second, whose queue is longer. 15 % of a decoding step.
-constexpr int64_t kNear = 1024, kFar = 16384;
-
-// Where the parts of a prepared row lie.
-struct Row {
-    int8_t* chunks;  // per 64 columns 128 bytes: high and low bytes, or 16-bit numbers
-    int8_t* pairs;   // per 128 columns 256 bytes: high bytes of even and of odd columns, low bytes likewise
-    float* steps;
-    float* sums;
-};
-
-inline int64_t padded_groups(int64_t columns, int group) { return (columns / group + 15) / 16 * 16 + 16; }
-
-inline Row row_at(const float* prepared, int64_t columns, int group, int64_t index) {
-    float* base = const_cast<float*>(prepared) + index * prepared_floats(columns, group);
-    const int64_t half = (columns + 63) / 64 * 32;
-    float* steps = base + 2 * half;
-    return {reinterpret_cast<int8_t*>(base), reinterpret_cast<int8_t*>(base + half), steps, steps + padded_groups(columns, group)};
-}
 
 // Sixteen fixed-point numbers at column `at` of a chunk.
 inline void store_fixed(int8_t* chunk, int at, vi fixed) {
@@ -42,106 +24,14 @@ inline void store_fixed(int8_t* chunk, int at, vi fixed) {
 #endif
 }
 
-template <class T>
-inline vf load_some(const T* values, int64_t count) {
-    return count >= kLanes ? load(values) : load_part(values, int(count));
-}
-
-inline vf load_some(const void* p, Float type, int64_t at, int64_t count) {
-    return with_float(type, [&]<class T>(T*) { return load_some(static_cast<const T*>(p) + at, count); });
-}
-
-// A byte of 4-bit codes is an even column and the odd one after it: 64 bytes meet 64 even and 64 odd columns, whole, where the
-// natural order would ask for two unpacked halves.
+// Whether products with such codes are those of kernels/quantized_exact.h.
+constexpr bool exact(int bits, int group, int64_t columns) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
-constexpr bool kPairs = true;
-
-inline void pair_up(const Row& row, int64_t columns) {
-    alignas(64) static constexpr auto even = [] {
-        struct { uint8_t at[64]; } table{};
-        for (int j = 0; j < 64; j++) table.at[j] = uint8_t(2 * j);
-        return table;
-    }();
-    const __m512i evens = _mm512_load_si512(&even), odds = _mm512_or_si512(evens, _mm512_set1_epi8(1));
-    for (int64_t p = 0; p < columns / 128; p++)
-        for (int low = 0; low < 2; low++) {
-            const int8_t* from = row.chunks + p * 256 + low * 64;
-            const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + 128);
-            _mm512_storeu_si512(row.pairs + p * 256 + low * 128, _mm512_permutex2var_epi8(a, evens, b));
-            _mm512_storeu_si512(row.pairs + p * 256 + low * 128 + 64, _mm512_permutex2var_epi8(a, odds, b));
-        }
-}
-
-// The products of 128 4-bit codes with one row's pair `x`, added to `total`; each 32-bit lane is eight columns.
-template <int GROUP>
-inline vf add_pair(__m512i low, __m512i high, const int8_t* x, const float* factors, int64_t p, vf total) {
-    __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(x));
-    sums = _mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(x + 64));
-    sums = _mm512_dpbusd_epi32(_mm512_slli_epi32(sums, 8), low, _mm512_loadu_si512(x + 128));
-    sums = _mm512_dpbusd_epi32(sums, high, _mm512_loadu_si512(x + 192));
-    __m512 factor = _mm512_set1_ps(factors[GROUP == 64 ? 2 * p : p]);
-    if constexpr (GROUP == 64) factor = _mm512_mask_broadcastss_ps(factor, 0xff00, _mm_load_ss(factors + 2 * p + 1));
-    return fma((vf)_mm512_cvtepi32_ps(sums), (vf)factor, total);
-}
-
-// TALL weight rows from `o` on with ROWS prepared rows; out[r * kLanes + i] receives the sums. How many go together changes no
-// bit.
-template <int GROUP, int ROWS, int TALL, class S>
-inline void pair_rows(const Coded& w, int64_t o, const Row* from, vf* out) {
-    Row rows[ROWS];
-    for (int r = 0; r < ROWS; r++) rows[r] = from[r];
-    const int64_t groups = w.columns / GROUP, row_bytes = w.row_bytes();
-    const __m512i mask = _mm512_set1_epi8(15);
-    vf totals[TALL][ROWS]{}, shifts[TALL][ROWS]{};
-    for (int64_t start = 0; start < groups; start += kSegment) {
-        alignas(64) float factors[TALL][ROWS][kSegment + 16];
-        const int64_t here = groups - start < kSegment ? groups - start : kSegment;
-        for (int i = 0; i < TALL; i++) {
-            const S* scales = static_cast<const S*>(w.scales) + (o + i) * groups + start;
-            const S* biases = static_cast<const S*>(w.biases) + (o + i) * groups + start;
-            _mm_prefetch(reinterpret_cast<const char*>(scales + 32 * groups), _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char*>(biases + 32 * groups), _MM_HINT_T0);
-            for (int64_t g = 0; g < here; g += kLanes) {
-                const vf s = load_some(scales + g, here - g), b = load_some(biases + g, here - g);
-                for (int r = 0; r < ROWS; r++) {
-                    store(factors[i][r] + g, s * load(rows[r].steps + start + g));
-                    shifts[i][r] = fma(b, load(rows[r].sums + start + g), shifts[i][r]);
-                }
-            }
-        }
-        const uint8_t* codes = w.codes + o * row_bytes + start * GROUP / 2;
-        const int64_t first = start * GROUP / 128, count = here * GROUP / 128;
-        for (int64_t p = 0; p < count; p++, codes += 64)
-            for (int i = 0; i < TALL; i++) {
-                const uint8_t* at = codes + i * row_bytes;
-                _mm_prefetch(reinterpret_cast<const char*>(at + kFar), _MM_HINT_T1);
-                _mm_prefetch(reinterpret_cast<const char*>(at + kNear), _MM_HINT_T0);
-                const __m512i both = _mm512_loadu_si512(at), low = _mm512_and_si512(both, mask);
-                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-                for (int r = 0; r < ROWS; r++)
-                    totals[i][r] = add_pair<GROUP>(low, high, rows[r].pairs + (first + p) * 256, factors[i][r], p, totals[i][r]);
-            }
-    }
-    for (int i = 0; i < TALL; i++)
-        for (int r = 0; r < ROWS; r++) out[r * kLanes + i] = totals[i][r] + shifts[i][r];
-}
-
-// Up to sixteen weight rows with ROWS prepared rows.
-template <int GROUP, int ROWS>
-inline void pair_block(const Coded& w, int64_t o, int64_t count, const Row* rows, vf* totals) {
-    constexpr int kTall = ROWS > 1 ? 2 : 1;  // one activation row: memory in its own order is worth more than sharing loads
-    with_float(w.type, [&]<class S>(S*) {
-        int64_t i = 0;
-        for (; i + kTall <= count; i += kTall) pair_rows<GROUP, ROWS, kTall, S>(w, o + i, rows, totals + i);
-        for (; i < count; i++) pair_rows<GROUP, ROWS, 1, S>(w, o + i, rows, totals + i);
-    });
-}
+    return bits == 4 && group != 32 && columns % 128 == 0;
 #else
-constexpr bool kPairs = false;
-inline void pair_up(const Row&, int64_t) {}
-template <int GROUP, int ROWS>
-inline void pair_block(const Coded&, int64_t, int64_t, const Row*, vf*) {}
+    return bits < 0 && group < 0 && columns < 0;
 #endif
+}
 
 inline int whole_sum(vi x) {
 #if defined(__AVX512F__)
@@ -181,7 +71,9 @@ void prepare_row(const T* x, int64_t columns, int group, float* prepared) {
         row.sums[g] = row.steps[g] * float(whole_sum(fixed_total));
     }
     for (int64_t g = groups; g < padded_groups(columns, group); g++) row.steps[g] = row.sums[g] = 0.f;
-    if (kPairs && columns % 128 == 0) pair_up(row, columns);
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+    if (exact(4, group, columns)) pair_up(row, columns);
+#endif
 }
 
 void prepare(const void* x, Float type, int64_t columns, int group, float* prepared) {
@@ -375,46 +267,120 @@ inline vf sums_of(const vf* rows) {
 #endif
 }
 
-inline void put(vf values, int64_t count, void* y, Float type, int64_t at) {
-    with_float(type, [&]<class T>(T*) {
-        T* to = static_cast<T*>(y) + at;
-        count == kLanes ? store(to, values) : store_part(to, values, int(count));
-    });
+// y[m, o] in elements of `stride`.
+struct Result {
+    void* data;
+    Float type;
+    int64_t stride;
+
+    void put(vf values, int64_t count, int64_t m, int64_t o) const {
+        with_float(type, [&]<class T>(T*) {
+            T* to = static_cast<T*>(data) + m * stride + o;
+            count == kLanes ? store(to, values) : store_part(to, values, int(count));
+        });
+    }
+};
+
+// Calls pass(ROWS, m) for the rows from m on, most together first.
+template <class F>
+inline void by_rows(int64_t count, const F& pass) {
+    int64_t m = 0;
+    for (; m + kTogether <= count; m += kTogether) pass(std::integral_constant<int, kTogether>{}, m);
+    if (kTogether > 3 && count - m == 3) return pass(std::integral_constant<int, 3>{}, m);
+    if (kTogether > 2 && count - m == 2) return pass(std::integral_constant<int, 2>{}, m);
+    if (count - m >= 1) pass(std::integral_constant<int, 1>{}, m);
 }
 
 template <int BITS, int GROUP>
-void product_of(const Coded& w, int64_t first, int64_t last, const float* prepared, int64_t count, void* y, Float y_type,
-                int64_t stride) {
-    constexpr bool can_pair = kPairs && BITS == 4 && GROUP != 32;
-    const bool paired = can_pair && w.columns % 128 == 0;
+void product_of(const Coded& w, int64_t first, int64_t last, const Row* rows, int64_t count, const Result& y) {
+    // A few activation rows pass sixteen rows of codes at a time, which stay in the first-level cache.
+    for (int64_t o = first; o < last; o += kLanes) {
+        const int64_t here = last - o < kLanes ? last - o : kLanes;
+        by_rows(count, [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
+            vf totals[ROWS * kLanes]{};
+            for (int64_t i = 0; i < here; i++) product_row<BITS, GROUP, ROWS>(w, o + i, rows + m, totals + i, kLanes);
+            for (int r = 0; r < ROWS; r++) y.put(sums_of(totals + r * kLanes), here, m + r, o);
+        });
+    }
+}
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+template <int GROUP>
+void exact_product_of(const Coded& w, int64_t first, int64_t last, const Row* rows, int64_t count, const Result& y) {
+    for (int64_t o = first; o < last; o += kLanes) {
+        const Sixteen sixteen{w, o, last - o < kLanes ? last - o : kLanes};
+        by_rows(count, [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
+            vf out[ROWS];
+            exact_rows<GROUP, ROWS>(sixteen, rows + m, out);
+            for (int r = 0; r < ROWS; r++) y.put(out[r], sixteen.here, m + r, o);
+        });
+    }
+}
+#endif
+
+#if defined(__AMX_INT8__)
+template <int GROUP, int WIDE>
+void tile_product_of(const Coded& w, int64_t first, int64_t last, const Row* rows, int64_t m, int64_t count, const TileSet& set,
+                     const Result& y) {
+    const FewTiles<WIDE> tiles;
+    for (int64_t o = first; o < last; o += kLanes) {
+        const Sixteen sixteen{w, o, last - o < kLanes ? last - o : kLanes};
+        vf out[WIDE];
+        TileRows<GROUP, WIDE>(sixteen, rows + m, count, set).run(out);
+        for (int64_t r = 0; r < count; r++) y.put(out[r], sixteen.here, m + r, o);
+    }
+}
+
+// Sets of eight rows, the last one of four where that is enough: f(first row, rows, rows of the set, where it lies).
+template <class F>
+inline void each_set(const float* prepared, int64_t columns, int group, int64_t count, const F& f) {
+    float* at = const_cast<float*>(prepared) + count * prepared_floats(columns, group);
+    for (int64_t m = 0; m < count; m += 8) {
+        const int64_t here = count - m < 8 ? count - m : 8, wide = here > 4 ? 8 : 4;
+        f(m, here, wide, at);
+        at += arranged_floats(columns, wide);
+    }
+}
+#endif
+
+void arrange(int64_t columns, int group, int64_t count, float* prepared) {
+#if defined(__AMX_INT8__)
+    if (count == 1 || !exact(4, group, columns)) return;
+    Row rows[16];
+    for (int64_t m = 0; m < count; m++) rows[m] = row_at(prepared, columns, group, m);
+    each_set(prepared, columns, group, count, [&](int64_t m, int64_t here, int64_t wide, float* at) {
+        arrange_set(rows + m, here, columns, group, wide, at);
+    });
+#else
+    (void)columns, (void)group, (void)count, (void)prepared;
+#endif
+}
+
+template <int BITS, int GROUP>
+void product_by(const Coded& w, int64_t first, int64_t last, const float* prepared, int64_t count, const Result& y) {
     Row rows[16];
     for (int64_t m = 0; m < count; m++) rows[m] = row_at(prepared, w.columns, w.group, m);
-    // A few activation rows pass sixteen rows of codes at a time, which stay in the first-level cache.
-    const auto block = [&](int64_t o) {
-        const int64_t here = last - o < kLanes ? last - o : kLanes;
-        const auto pass = [&]<int ROWS>(std::integral_constant<int, ROWS>, int64_t m) {
-            vf totals[ROWS * kLanes]{};
-            if constexpr (can_pair)
-                if (paired) pair_block<GROUP, ROWS>(w, o, here, rows + m, totals);
-            if (!paired)
-                for (int64_t i = 0; i < here; i++) product_row<BITS, GROUP, ROWS>(w, o + i, rows + m, totals + i, kLanes);
-            for (int r = 0; r < ROWS; r++) put(sums_of(totals + r * kLanes), here, y, y_type, (m + r) * stride + o);
-        };
-        int64_t m = 0;
-        for (; m + kTogether <= count; m += kTogether) pass(std::integral_constant<int, kTogether>{}, m);
-        if (kTogether > 3 && count - m == 3) return pass(std::integral_constant<int, 3>{}, m);
-        if (kTogether > 2 && count - m == 2) return pass(std::integral_constant<int, 2>{}, m);
-        if (count - m >= 1) pass(std::integral_constant<int, 1>{}, m);
-    };
-    for (int64_t o = first; o < last; o += kLanes) block(o);
+    if (!exact(BITS, GROUP, w.columns)) return product_of<BITS, GROUP>(w, first, last, rows, count, y);
+#if defined(__AMX_INT8__)
+    if (count > 1)
+        return each_set(prepared, w.columns, w.group, count, [&](int64_t m, int64_t here, int64_t wide, float* at) {
+            const TileSet set = tile_set(at, w.columns, wide);
+            const auto run = wide == 8 ? tile_product_of<GROUP, 8> : tile_product_of<GROUP, 4>;
+            run(w, first, last, rows, m, here, set, y);
+        });
+#endif
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+    exact_product_of<GROUP>(w, first, last, rows, count, y);
+#endif
 }
 
 void product(const Coded& w, int64_t first, int64_t last, const float* prepared, int64_t count, void* y, Float y_type,
              int64_t stride) {
+    const Result result{y, y_type, stride};
     with_bits(w.bits, [&](auto bits) {
-        if (w.group == 32) return product_of<bits(), 32>(w, first, last, prepared, count, y, y_type, stride);
-        if (w.group == 64) return product_of<bits(), 64>(w, first, last, prepared, count, y, y_type, stride);
-        return product_of<bits(), 128>(w, first, last, prepared, count, y, y_type, stride);
+        if (w.group == 32) return product_by<bits(), 32>(w, first, last, prepared, count, result);
+        if (w.group == 64) return product_by<bits(), 64>(w, first, last, prepared, count, result);
+        return product_by<bits(), 128>(w, first, last, prepared, count, result);
     });
 }
 
@@ -430,6 +396,6 @@ void swiglu(float* gate, const float* up, int64_t count) {
 
 }  // namespace
 
-const QuantizedKernels quantized_table{prepare, product, dequantize, swiglu};
+const QuantizedKernels quantized_table{prepare, arrange, product, dequantize, swiglu};
 
 }  // namespace optiq::OPTIQ_LEVEL

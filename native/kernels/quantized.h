@@ -43,10 +43,17 @@ inline int64_t prepared_floats(int64_t columns, int group) {
     return chunks * 64 + 2 * groups;
 }
 
+// Floats beyond the last of `count` prepared rows that `arrange` takes.
+inline int64_t arranged_floats(int64_t columns, int64_t count) {
+    return count == 1 ? 0 : columns / 64 * 34 * ((count + 3) / 4 * 4);
+}
+
 struct QuantizedKernels {
     // Write x[columns] of `type` as one prepared row.
     void (*prepare)(const void* x, Float type, int64_t columns, int group, float* prepared);
-    // y[m, o] for m < count prepared rows (count <= 16) and weight rows o in [first, last); `stride` in elements of y.
+    // After the last of `count` <= 16 prepared rows that follow each other: what a product of several reads besides.
+    void (*arrange)(int64_t columns, int group, int64_t count, float* prepared);
+    // y[m, o] for m < count arranged rows and weight rows o in [first, last), first a multiple of 16; `stride` in elements of y.
     void (*product)(const Coded& w, int64_t first, int64_t last, const float* prepared, int64_t count, void* y, Float y_type,
                     int64_t stride);
     // The dense values of one row, columns [0, w.columns), in `type`.

@@ -27,6 +27,8 @@ class Prepared {
             at_[group / 64] = next;
             for (int64_t m = 0; m < rows; m++, next += prepared_floats(columns, group))
                 quantized().prepare(static_cast<const char*>(x) + m * columns * float_bytes(type), type, columns, group, next);
+            quantized().arrange(columns, group, rows, at_[group / 64]);
+            next += arranged_floats(columns, rows);
         }
     }
 
@@ -36,7 +38,7 @@ class Prepared {
     static size_t bytes(int64_t rows, int64_t columns, const std::vector<int>& groups) {
         int64_t floats = 0;
         for (const int group : {32, 64, 128})
-            if (std::find(groups.begin(), groups.end(), group) != groups.end()) floats += rows * prepared_floats(columns, group);
+            if (std::find(groups.begin(), groups.end(), group) != groups.end()) floats += rows * prepared_floats(columns, group) + arranged_floats(columns, rows);
         return size_t(floats) * 4;
     }
 

@@ -18,9 +18,10 @@ void prepare_rows(const Coded& w, const void* x, Float type, int64_t rows, float
 }
 
 void few_rows(const Coded& w, const void* x, Float type, int64_t rows, void* y) {
-    Scratch scratch(size_t(prepared_floats(w.columns, w.group) * rows) * 4);
+    Scratch scratch(size_t(prepared_floats(w.columns, w.group) * rows + arranged_floats(w.columns, rows)) * 4);
     float* prepared = scratch.as<float>();
     prepare_rows(w, x, type, rows, prepared);
+    quantized().arrange(w.columns, w.group, rows, prepared);
     const int64_t step = task_rows(w);
     parallel((w.rows + step - 1) / step, [&](int64_t task) {
         quantized().product(w, task * step, std::min(w.rows, (task + 1) * step), prepared, rows, y, type, w.rows);
@@ -96,23 +97,40 @@ void few_rows_of_experts(const Routing& routing, const std::vector<int64_t>& whi
     const Coded& first = experts[which[0]];
     const int64_t width = float_bytes(type), out_bytes = rows * first.rows * width, in_bytes = rows * first.columns * width;
     const int64_t row_floats = prepared_floats(first.columns, first.group);
-    int64_t cells = 0;
-    for (const int64_t expert : which) cells += int64_t(routing.entries[expert].size());
-    Scratch scratch(size_t(cells * rows * row_floats) * 4 + size_t(cells * out_bytes));
-    float* prepared = scratch.as<float>();
-    char* results = reinterpret_cast<char*>(prepared + cells * rows * row_floats);
-    std::vector<int64_t> start{0};
+    int64_t floats = 0, cells = 0;
     for (const int64_t expert : which) {
-        int64_t at = start.back();
-        for (const int64_t n : routing.entries[expert])
-            prepare_rows(first, x + routing.from[n] * in_bytes, type, rows, prepared + at++ * rows * row_floats);
-        start.push_back(at);
+        const int64_t here = int64_t(routing.entries[expert].size());
+        cells += here, floats += here * rows * row_floats + arranged_floats(first.columns, here * rows);
+    }
+    Scratch scratch(size_t(floats) * 4 + size_t(cells * out_bytes));
+    char* const results = reinterpret_cast<char*>(scratch.as<float>() + floats);
+    struct Job {
+        int64_t expert;
+        int64_t count;  // rows
+        float* prepared;
+        char* result;
+    };
+    std::vector<Job> jobs;
+    float* next = scratch.as<float>();
+    char* result = results;
+    for (const int64_t expert : which) {
+        const auto& entries = routing.entries[expert];
+        const int64_t here = int64_t(entries.size());
+        jobs.push_back({expert, here * rows, next, result});
+        for (const int64_t n : entries) {
+            prepare_rows(first, x + routing.from[n] * in_bytes, type, rows, next);
+            next += rows * row_floats;
+        }
+        quantized().arrange(first.columns, first.group, here * rows, jobs.back().prepared);
+        next += arranged_floats(first.columns, here * rows);
+        result += here * out_bytes;
     }
     const int64_t step = task_rows(first), tasks = (first.rows + step - 1) / step;
-    parallel(tasks * int64_t(which.size()), [&](int64_t i) {
-        const int64_t job = i / tasks, row = i % tasks * step, count = start[job + 1] - start[job];
-        quantized().product(experts[which[job]], row, std::min(first.rows, row + step), prepared + start[job] * rows * row_floats,
-                            count * rows, results + start[job] * out_bytes, type, first.rows);
+    parallel(tasks * int64_t(jobs.size()), [&](int64_t i) {
+        const Job& job = jobs[size_t(i / tasks)];
+        const int64_t row = i % tasks * step;
+        quantized().product(experts[job.expert], row, std::min(first.rows, row + step), job.prepared, job.count, job.result, type,
+                            first.rows);
     });
     int64_t at = 0;
     for (const int64_t expert : which)

@@ -36,13 +36,14 @@ TEST(products_stay_within_their_bound_and_rows_do_not_see_each_other) {
     test::each_level([] {
         for (const int bits : {2, 3, 4, 5, 6, 8})
             for (const int group : {32, 64, 128})
-                for (const int64_t count : {1, 2, 3, 7, 16}) {
-                    const int64_t columns = group * 3, rows = 11, floats = prepared_floats(columns, group);
+                for (const int64_t count : {1, 2, 3, 7, 12, 16}) {
+                    const int64_t columns = group * (count % 2 ? 3 : 4), rows = 11, floats = prepared_floats(columns, group);
                     const Example w(rows, columns, bits, group, uint64_t(bits * 1000 + group + count));
                     auto x = test::Random(uint64_t(count)).values(size_t(count * columns));
-                    std::vector<float> prepared(size_t(count * floats)), y(size_t(count * rows)), alone(static_cast<size_t>(rows));
+                    std::vector<float> prepared(size_t(count * floats + arranged_floats(columns, count))), y(size_t(count * rows)), alone(static_cast<size_t>(rows));
                     for (int64_t m = 0; m < count; m++)
                         quantized().prepare(&x[size_t(m * columns)], Float::f32, columns, group, &prepared[size_t(m * floats)]);
+                    quantized().arrange(columns, group, count, prepared.data());
                     quantized().product(w.view, 0, rows, prepared.data(), count, y.data(), Float::f32, rows);
                     for (int64_t m = 0; m < count; m++) {
                         quantized().product(w.view, 0, rows, &prepared[size_t(m * floats)], 1, alone.data(), Float::f32, rows);
