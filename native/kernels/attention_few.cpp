@@ -19,26 +19,28 @@ constexpr int kKeyTile = 2, kRowTile = 4, kWide = 2;
 inline int64_t row_count(const Attention& a) { return a.queries * heads_per_group(a); }
 inline int64_t partial_stride(const Attention& a) { return a.value_width + 2; }
 
-// Brings the keys and values of the next block to the second cache, a few cache lines at a time, while this one is computed:
-// memory would stand still during the exponentials otherwise.
+// Brings to the second cache what comes next, a few rows at a time: the values of a block while its keys are met, the keys of
+// the next block of a task while its values are. Without a block before it, a block's own keys come first and all at once: tiles
+// read sixteen rows at a time, which the processor's own prefetch does not follow.
 class Fetcher {
   public:
-    Fetcher(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t count) {
+    Fetcher(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t count, bool begins, int64_t next) {
         const int64_t size = float_bytes(a.type);
-        const auto rows_of = [&](const HeadRows& x, int64_t width) -> Rows {
-            return {static_cast<const char*>(x.data) + (batch * x.batch + group * x.head + first * x.row) * size, x.row * size,
-                    round_up(width * size, 64), count};
+        const auto rows_of = [&](const HeadRows& x, int64_t width, int64_t from, int64_t rows) -> Rows {
+            return {static_cast<const char*>(x.data) + (batch * x.batch + group * x.head + from * x.row) * size, x.row * size,
+                    round_up(width * size, 64), rows};
         };
-        now_ = rows_of(a.k, a.width);
-        then_ = rows_of(a.v, a.value_width);
+        if (begins) {
+            now_ = rows_of(a.k, a.width, first, count);
+            more(int(count));
+        }
+        now_ = rows_of(a.v, a.value_width, first, count);
+        then_ = rows_of(a.k, a.width, first + count, next);
     }
 
-    void more(int lines) {
-        for (; lines > 0 && now_.count > 0; lines--) {
-            _mm_prefetch(now_.start + at_, _MM_HINT_T1);
-            at_ += 64;
-            if (at_ < now_.bytes) continue;
-            at_ = 0;
+    void more(int rows) {
+        for (; rows > 0 && now_.count > 0; rows--) {
+            for (int64_t at = 0; at < now_.bytes; at += 64) _mm_prefetch(now_.start + at, _MM_HINT_T1);
             now_.start += now_.step;
             if (--now_.count == 0) {
                 now_ = then_;
@@ -49,11 +51,10 @@ class Fetcher {
 
   private:
     struct Rows {
-        const char* start;
-        int64_t step, bytes, count;
+        const char* start = nullptr;
+        int64_t step = 0, bytes = 0, count = 0;
     };
     Rows now_, then_;
-    int64_t at_ = 0;
 };
 
 // Scores of kRowTile rows of q [rows, padded width] with keys [first, last), times scale, to scores[row * kFewKeys + j].
@@ -61,9 +62,9 @@ template <class T>
 void score_rows(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last, const float* q, int64_t q_stride,
                 float* scores, Fetcher& fetcher) {
     const int64_t whole = a.width / kRegister * kRegister;
-    const int part = int(a.width - whole), lines = int(a.width * sizeof(T) / 64) * kKeyTile;
+    const int part = int(a.width - whole);
     for (int64_t j = first; j < last; j += kKeyTile) {
-        fetcher.more(lines);
+        fetcher.more(kKeyTile);
         const T* k[kKeyTile];
         for (int n = 0; n < kKeyTile; n++) k[n] = row_of<T>(a.k, batch, group, at_most(j + n, last - 1));
         vr total[kRowTile * kKeyTile]{};
@@ -125,7 +126,7 @@ inline void value_columns(const T* v, int64_t v_row, int64_t count, const float*
                           int part, Fetcher& fetcher) {
     vr total[kRowTile][WIDE]{};
     for (int64_t j = 0; j < count; j++, v += v_row) {
-        fetcher.more(WIDE);
+        if (j % 4 == 0) fetcher.more(1);
         vr x[WIDE];
         for (int c = 0; c < WIDE; c++) x[c] = PART ? load_register_part(v, part) : load_register(v + c * kRegister);
         for (int r = 0; r < kRowTile; r++) {
@@ -221,6 +222,8 @@ void pack_queries(const Attention& a, int64_t batch, int64_t group, int64_t row,
     }
 }
 
+constexpr int64_t kNearColumns = 64;  // how far ahead in a row's columns keys go to the first cache
+
 // scores[j, r] for sixteen rows and keys [first, last); rows of scores up to the next multiple of 16 are written.
 void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t* q, uint16_t* tail, float* scores,
                 Fetcher& fetcher) {
@@ -233,7 +236,12 @@ void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t
         _tile_zero(2);
         _tile_zero(3);
         for (int64_t d = 0; d < a.width; d += 32) {
-            fetcher.more(16);
+            // Tiles wait for each line that is not in the first cache.
+            const bool same = d + kNearColumns < a.width;
+            const bf16* near = k + (same ? j : j + 64) * a.k.row + (same ? d + kNearColumns : d + kNearColumns - a.width);
+            if (same || j + 128 <= count)
+                for (int i = 0; i < 64; i++) _mm_prefetch(reinterpret_cast<const char*>(near + i * a.k.row), _MM_HINT_T0);
+            fetcher.more(4);
             _tile_loadd(4, q + d / 2 * 16, 64);
             _tile_loadd(5, k0 + d, step);
             _tile_dpbf16ps(0, 5, 4);
@@ -300,7 +308,7 @@ void weigh_tile(const Attention& a, int64_t batch, int64_t group, int64_t row, i
     for (int64_t j = 0; j < padded; j += 32, weights += 512) {
         __m512i high[16], low[16];
         for (int i = 0; i < 16; i++) {
-            fetcher.more(8);
+            fetcher.more(1);
             const vf w0 = exp_below(load(scores + (j + 2 * i) * 16) - shift);
             const vf w1 = exp_below(load(scores + (j + 2 * i + 1) * 16) - shift);
             total += w0;
@@ -325,8 +333,8 @@ void weigh_tile(const Attention& a, int64_t batch, int64_t group, int64_t row, i
 void pack_panel(const bf16* v, int64_t v_row, int64_t j, int64_t count, uint32_t* values, Fetcher& fetcher) {
     const __m512i zero = _mm512_setzero_si512();
     values += j / 2 * kPanel;
+    fetcher.more(4);
     for (const int64_t end = j + 32; j < end; j += 2, values += kPanel) {
-        fetcher.more(4);
         const bf16 *even = v + j * v_row, *odd = even + v_row;
         for (int half = 0; half < 2; half++) {
             const __m512i e = j < count ? _mm512_loadu_si512(even + 32 * half) : zero;
@@ -376,7 +384,7 @@ void block_tiled(const Attention& a, int64_t batch, int64_t group, int64_t first
             for (int64_t s = 0; s < steps; s++, w += 512, x += 16 * kPanel) {
                 if (r == 0 && s + 1 < steps) pack_panel(v + d, a.v.row, 32 * s + 32, count, t.values, fetcher);
                 // Sums with the high and the low part of the weights alternate: a product takes 52 cycles to arrive.
-                fetcher.more(16);
+                fetcher.more(4);
                 _tile_loadd(4, w, 64);
                 _tile_loadd(6, x, kPanel * 4);
                 _tile_dpbf16ps(0, 4, 6);
@@ -411,9 +419,9 @@ size_t scratch(const Attention& a) {
     return size_t(kRowTile * (round_up(a.width, kLanes) + kFewKeys) + kKeyTile) * 4;
 }
 
-void block(const Attention& a, int64_t batch, int64_t group, int64_t block, bool next, float* partial, void* scratch) {
+void block(const Attention& a, int64_t batch, int64_t group, int64_t block, bool begins, bool next, float* partial, void* scratch) {
     const int64_t first = block * kFewKeys, last = at_most(a.keys, first + kFewKeys);
-    Fetcher fetcher(a, batch, group, last, next ? at_most(a.keys - last, kFewKeys) : 0);
+    Fetcher fetcher(a, batch, group, first, last - first, begins, next ? at_most(a.keys - last, kFewKeys) : 0);
 #if defined(__AMX_BF16__)
     if (tiled(a)) return block_tiled(a, batch, group, first, last, fetcher, partial, scratch);
 #endif

@@ -24,8 +24,8 @@ inline void run_few_attention(const Attention& a) {
         const int64_t pair = task / parts, first = task % parts * together;
         const int64_t last = first + together < blocks ? first + together : blocks;
         for (int64_t block = first; block < last; block++)
-            kernels.block(a, pair / a.groups, pair % a.groups, block, block + 1 < last, partial + (pair * blocks + block) * block_floats,
-                          scratch.as<void>());
+            kernels.block(a, pair / a.groups, pair % a.groups, block, block == first, block + 1 < last,
+                          partial + (pair * blocks + block) * block_floats, scratch.as<void>());
     });
     parallel(pairs, [&](int64_t pair) {
         kernels.combine(a, pair / a.groups, pair % a.groups, blocks, partial + pair * blocks * block_floats);
