@@ -79,3 +79,14 @@ def test_fixed_and_none() -> None:
     assert Depth(3, fixed=True).choose([])[0] == 3
     assert Depth(0).choose([])[0] == 0
     assert Depth().choose([]) == (0, 4)  # first it learns what a plain step takes
+
+
+def test_a_new_sequence_begins_with_what_is_usual() -> None:
+    usual = Acceptance()
+    for _ in range(200):
+        usual.add(2, 0)
+    begun = Acceptance(usual)
+    assert begun.tokens(2) < 1.1 < Acceptance().tokens(2)
+    for _ in range(4):
+        begun.add(2, 2)
+    assert begun.tokens(2) > 1.5 and usual.tokens(2) < 1.1

@@ -43,10 +43,15 @@ class _Share:
 
 
 class Acceptance:
-    """How often the guesses for one sequence are right, by place."""
+    """How often the guesses for one sequence are right, by place.
 
-    def __init__(self) -> None:
-        self._shares: list[_Share] = []
+    Args:
+        usual: what is known of other sequences, which counts for little; None for nothing.
+    """
+
+    def __init__(self, usual: Acceptance | None = None) -> None:
+        self._shares = [] if usual is None else [_Share(share.value, share.weight) for share in usual._shares]
+        self.fade()
 
     def add(self, depth: int, accepted: int) -> None:
         """There were `depth` guesses, and so many of them, from the first on, were right."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from optiq.errors import OptiqError
-from optiq.generate.depth import MOST, Depth
+from optiq.generate.depth import MOST, Acceptance, Depth
 from optiq.generate.drafter import Drafter
 from optiq.generate.sampler import Mask, draw_rows
 from optiq.kernels.fused import FEW_ROWS
@@ -66,13 +66,14 @@ class Drafts:
 
     def __init__(self, follow: Callable[[], Drafter] | None = None, most: int = MOST, fixed: bool = False) -> None:
         self._follow, self._most, self._fixed = follow, most, fixed
+        self._usual = Acceptance()  # of all rows
         self._paces: dict[int, _Pace] = {}
         self.token_bytes = 0.0 if follow is None else follow().token_bytes
 
     def begin(self, job: Job) -> None:
         """A request begins; it gets a drafter if it wants one."""
         if self._follow is not None and job.request.draft:
-            job.drafter = self._follow()
+            job.drafter, job.acceptance = self._follow(), Acceptance(self._usual)
 
     def draft(self, jobs: Sequence[Job], lookahead: Sequence[int]) -> Draft:
         """Guesses for one step, lazily as far as no grammar has to see them.
@@ -113,9 +114,17 @@ class Drafts:
             draft.tokens[mx.array(rows)] = guesses[:, :longest].astype(mx.int32)
         return draft
 
-    def took(self, rows: int, depth: int, seconds: float) -> None:
-        """A step of so many rows, with so many guesses in its longest, took so long."""
-        pace = self._paces.get(rows)
+    def took(self, depths: Sequence[int], accepted: Sequence[int], seconds: float) -> None:
+        """A step took so long.
+
+        Args:
+            depths: guesses of each row.
+            accepted: how many of them were right.
+        """
+        for own, right in zip(depths, accepted, strict=True):
+            if own:
+                self._usual.add(own, right)
+        depth, pace = max(depths), self._paces.get(len(depths))
         if pace is not None:
             pace.depth.took(depth, seconds)
             pace.pause = max(0, pace.pause - (depth == 0))

@@ -313,7 +313,7 @@ class Engine:
                 if job.drafter is not None:
                     job.drafter.seen(mx.array([job.last, *own.ids[:-1]]), hidden[row : row + 1, : len(own.ids)])
             seconds = time.perf_counter() - start
-            self._drafts.took(len(jobs), draft.length - 1, seconds)
+            self._drafts.took(draft.depths, [own.accepted for own in drawn], seconds)
             self._tell(jobs, logits, drawn, draft.depths)
             self.scheduler.stepped(seconds)
             self._steps += 1
