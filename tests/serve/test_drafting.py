@@ -50,6 +50,12 @@ class Known:
         assert hidden.shape[:2] == (1, tokens.size)
         self.read += tokens.tolist()
 
+    def held(self):
+        return []
+
+    def adopt(self, caches, length):
+        raise NotImplementedError
+
     @staticmethod
     def draft(rows, last, count, draw):
         if next(rows[0]._calls) == rows[0]._fails:
@@ -209,3 +215,20 @@ def test_random_cancels_between_guesses_leave_nothing(loaded, follow, adapters):
     assert ends == 40 and target.counters["failures"] == 0 and target.counters["drafted"] > 20
     assert (load.waiting, load.reading, load.decoding, load.cache_bytes) == (0, 0, 0, 0)
     assert not target.budget.promised and not target._jobs
+
+
+def test_a_prefix_comes_back_with_what_the_head_had_seen(loaded, follow):
+    target = engine(loaded, Drafts(follow, most=2, fixed=True))
+    prompt, usages = ids(2, 300), []
+    for request in (Request(prompt, max_tokens=30), Request(prompt, max_tokens=30), Request(prompt, max_tokens=30, draft=False)):
+        name = target.submit(request)
+        events = target.step()
+        while target._jobs[name].read < len(prompt) - 1:
+            events += target.step()
+        drafter = target._jobs[name].drafter
+        seen = None if drafter is None else drafter.held()[0].offset
+        tokens, _, end = replies(events + target.run())[name]
+        usages.append((tokens, end.usage.cached_tokens, seen))
+    assert [cached for _, cached, _ in usages] == [0, 256, 0]  # what holds nothing of the head is another prefix
+    assert usages[0][0] == usages[1][0] == usages[2][0]
+    assert [seen for _, _, seen in usages] == [298, 297, None]  # pairs of the 299 tokens; the newest waits, one is lost

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from optiq.models.caches import cache_bytes, evaluate
+from optiq.models.caches import Caches, cache_bytes, evaluate
 from optiq.models.forward import Halves
 from optiq.models.mtp_head import VOCABULARY, Drafting, load_head
 from optiq.models.rows import KeyValueRows
@@ -55,6 +55,16 @@ class Drafter(Protocol):
 
     def rewind(self, length: int) -> None:
         """Forget what was seen after the first `length` tokens."""
+
+    def held(self) -> Caches:
+        """Caches of what it has seen, for those who keep prefixes; nothing waits to be read."""
+
+    def adopt(self, caches: Caches, length: int) -> None:
+        """Begin behind a prefix of so many tokens.
+
+        Args:
+            caches: its own from now on, put together from what `held` gave.
+        """
 
     @property
     def bytes(self) -> int:
@@ -129,6 +139,16 @@ class HeadDrafter:
         for cache in self._caches:
             cache.trim(min(cache.offset, drop))
         self._open, self._count = None, length
+
+    def held(self) -> Caches:
+        """See `Drafter`."""
+        if self._pairs:
+            self._read()
+        return self._caches
+
+    def adopt(self, caches: Caches, length: int) -> None:
+        """See `Drafter`; as after a `rewind`, one entry is missing."""
+        self._caches, self._pairs, self._open, self._count = caches, [], None, length
 
     @property
     def bytes(self) -> int:

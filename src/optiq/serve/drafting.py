@@ -21,6 +21,7 @@ from optiq.generate.sampler import Mask, draw_rows
 from optiq.kernels.fused import FEW_ROWS
 from optiq.serve.grammar import State
 from optiq.serve.job import Job
+from optiq.serve.request import Request
 
 
 @dataclass
@@ -70,9 +71,13 @@ class Drafts:
         self._paces: dict[int, _Pace] = {}
         self.token_bytes = 0.0 if follow is None else follow().token_bytes
 
+    def wanted(self, request: Request) -> bool:
+        """Whether there will be guesses for a request."""
+        return self._follow is not None and request.draft
+
     def begin(self, job: Job) -> None:
         """A request begins; it gets a drafter if it wants one."""
-        if self._follow is not None and job.request.draft:
+        if self._follow is not None and self.wanted(job.request):
             job.drafter, job.acceptance = self._follow(), Acceptance(self._usual)
 
     def draft(self, jobs: Sequence[Job], lookahead: Sequence[int]) -> Draft:

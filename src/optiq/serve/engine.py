@@ -132,7 +132,8 @@ class Engine:
             raise InputError(f"logit bias for token {beyond[0]}, expected an id from 0 to {self._width - 1}")
         kind = self._admission.kind(request.caches)
         request = self._admission.fitted(request)
-        key: Hashable = (self.options.revision, kind, self._adapters.sha256(request.adapter), request.template)
+        adapter, drafts = self._adapters.sha256(request.adapter), self._drafts.wanted(request)
+        key: Hashable = (self.options.revision, kind, adapter, request.template, drafts)
         grammar = None if request.grammar is None else self._grammars().compile(request.grammar).start(request.after)
         job = Job(name, request, key, time.perf_counter(), grammar)
         self.scheduler.submit(name)
@@ -220,19 +221,20 @@ class Engine:
         """Give a request its caches, with the longest prefix that is known."""
         request, now = job.request, time.perf_counter()
         job.started = now
-        fresh = request.caches(self.model)
+        job.caches = request.caches(self.model)
+        self._drafts.begin(job)
         found = self.prefix.find(job.key, request.prompt, len(request.prompt) - 1)
-        if found is None:
-            job.caches = fresh
-        else:
+        if found is not None:
             assert found.rest is not None
-            job.caches = pieces.build(fresh, [step.columns.value for step in found.path()], found.rest.value)
-            job.read, job.before = found.length, found
-        job.since = pieces.counts(job.caches)
+            built = pieces.build(job.held(), [step.columns.value for step in found.path()], found.rest.value)
+            own = len(job.caches)
+            job.caches, job.read, job.before = built[:own], found.length, found
+            if job.drafter is not None:
+                job.drafter.adopt(built[own:], found.length)
+        job.since = pieces.counts(job.held())
         job.cuts = plan_cuts(len(request.prompt), request.cuts, self.options.checkpoint_tokens)
         job.usage = replace(job.usage, cached_tokens=job.read, queue_s=now - job.submitted)
         job.begin_text(self.tokenizer)
-        self._drafts.begin(job)
         self.counters["prompt_tokens"] += len(request.prompt)
         self.counters["cached_tokens"] += job.read
 
@@ -278,7 +280,8 @@ class Engine:
     def _keep(self, job: Job) -> None:
         """A checkpoint of what the caches hold now."""
         tokens = job.request.prompt[: job.read]
-        columns, rest = pieces.take(job.caches, job.since), pieces.rests(job.caches)
+        held = job.held()
+        columns, rest = pieces.take(held, job.since), pieces.rests(held)
         mx.eval(pieces.arrays(columns), pieces.arrays(rest))
         kept = self.prefix.add(
             job.key,
@@ -289,7 +292,8 @@ class Engine:
             job.since_s,
         )
         if kept is not None:
-            job.before, job.since, job.since_s = kept, pieces.counts(job.caches), 0.0
+            job.before, job.since, job.since_s = kept, pieces.counts(held), 0.0
+        self.prefix.shrink(self.budget.missing(0, self.prefix.bytes, 0))  # what is promised comes first
 
     def _decode(self) -> None:
         """One token for every row, and those behind it that were guessed right."""

@@ -60,6 +60,10 @@ class Job:
         self._stops = StopStrings(self.request.stops)
         self._pieces: Pieces | None = None
 
+    def held(self) -> Caches:
+        """The caches that a prefix keeps, the drafter's included."""
+        return self.caches if self.drafter is None else [*self.caches, *self.drafter.held()]
+
     def mask(self) -> Mask | None:
         """What its grammar allows next; None for anything, and where it fails, which `failure` then says."""
         try:
