@@ -29,7 +29,7 @@ def test_steps_that_are_cut_leave_what_single_tokens_leave(recipe: Recipe) -> No
         cache.update_and_fetch(keys[:, :, :9], values[:, :, :9])
     at = 9
     while at < 200:
-        length = min(choose.randrange(1, 6), looking.lookahead)
+        length = max(1, min(choose.randrange(1, 6), looking.lookahead))
         kept = choose.randrange(1, length + 1)
         looking.update_and_fetch(
             mx.concatenate([keys[:, :, at : at + kept], mx.random.normal((1, 2, length - kept, 64))], 2),
@@ -42,6 +42,13 @@ def test_steps_that_are_cut_leave_what_single_tokens_leave(recipe: Recipe) -> No
         assert single.columns == looking.columns and single.offset == looking.offset == at
         for a, b in zip(single.keys_and_values(), looking.keys_and_values(), strict=True):
             assert mx.array_equal(a, b)
+
+
+def test_before_the_mean_of_the_keys_is_known_nothing_may_be_dropped() -> None:
+    cache = PackedCache(Recipe("best", 4, 4, sinks=0, tail=0), still=48)
+    assert cache.lookahead == 0
+    cache.update_and_fetch(mx.ones((1, 1, 2, 64)), mx.ones((1, 1, 2, 64)))
+    assert cache.lookahead > 1000
 
 
 def test_a_step_may_be_long_right_after_packing_and_short_before() -> None:

@@ -67,10 +67,11 @@ class Columns:
     def lookahead(self) -> int:
         """How many tokens can come in one step, the last of them be dropped, and what stays be what single tokens leave.
 
-        Packing at another time would pack other tokens together, so a step ends before the next one is due.
+        Packing at another time would pack other tokens together, so what stays of a step ends before the next packing is due.
+        0: not even what is dropped may come, for the mean of the keys would be taken from it too.
         """
         if not self.recipe.tail:
-            return sys.maxsize if all(self._centred) else 1
+            return sys.maxsize if all(self._centred) else 0
         step = pack_step(self.recipe)
         due = 0 if self._full is None else int(self._full[0].shape[2]) - self._sinks - self.recipe.tail
         return step - due if due < step else step

@@ -76,7 +76,7 @@ class Late:
 
 
 def lookahead(caches: Sequence[Any]) -> int:
-    """How many tokens a step may have whose last ones are dropped, so that the caches become what single tokens make of them."""
+    """How many tokens of a longer step may stay so that the caches are what single tokens make of them; 0: no such step."""
     return min((getattr(cache, "lookahead", sys.maxsize) for cache in caches), default=sys.maxsize)
 
 

@@ -80,14 +80,16 @@ class Drafts:
         if self._follow is not None and self.wanted(job.request):
             job.drafter, job.acceptance = self._follow(), Acceptance(self._usual)
 
-    def draft(self, jobs: Sequence[Job], lookahead: Sequence[int]) -> Draft:
+    def draft(self, jobs: Sequence[Job], lookahead: Callable[[], Sequence[int]]) -> Draft:
         """Guesses for one step, lazily as far as no grammar has to see them.
 
         Args:
             jobs: the rows of the step.
-            lookahead: how many tokens of each row a step may have.
+            lookahead: how many tokens of a longer step may stay, per row; 0: there can be none. Asked where somebody could guess.
         """
-        depths = self._depths(jobs, lookahead)
+        if not any(job.drafter is not None for job in jobs):
+            return Draft([0] * len(jobs))
+        depths = self._depths(jobs, lookahead())
         rows = [row for row, depth in enumerate(depths) if depth]
         drafters = [drafter for row in rows if (drafter := jobs[row].drafter) is not None]
         if not drafters:

@@ -300,7 +300,7 @@ class Engine:
         start = time.perf_counter()
         jobs = [self._jobs[name] for name in self._batch.names]
         with self._edge_of(*jobs):
-            draft = self._drafts.draft(jobs, self._batch.lookahead())
+            draft = self._drafts.draft(jobs, self._batch.lookahead)
             tokens = mx.array([[job.last] for job in jobs])
             if draft.tokens is None:
                 hidden, logits = self._batch.forward(tokens)

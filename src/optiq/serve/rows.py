@@ -104,10 +104,10 @@ class Batch:
         return mx.concatenate([hidden for hidden, _ in found]), mx.concatenate([logits for _, logits in found])
 
     def lookahead(self) -> list[int]:
-        """How many tokens of each row a step may have whose last ones are not kept."""
+        """How many tokens of a longer step may stay, per row; 0: a row for which there is no such step."""
         own = [[cache for place, cache in enumerate(row) if place not in self._states] for row in self._rows]
         if not self._joined or not all(map(can_cut, own)):
-            return [1] * len(own)
+            return [0] * len(own)
         return [lookahead(row) for row in own]
 
     def looking(self, length: int) -> Verify:
