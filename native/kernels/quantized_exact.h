@@ -94,17 +94,18 @@ inline void halves(const __m512i* y, __m512i* sums) {
 
 // The sums of ROWS activation rows over two chunks, for sixteen weight rows: sums[r][high or low][chunk].
 template <int ROWS>
-inline void pair_sums(const uint8_t* const* codes, int64_t row_bytes, int64_t p, const Row* x, __m512i (*sums)[2][2]) {
+inline void pair_sums(const Sixteen& rows, int64_t row_bytes, int64_t p, const Row* x, __m512i (*sums)[2][2]) {
     const __m512i mask = _mm512_set1_epi8(15);
+    const uint8_t *at = rows.codes(0) + p * 64, *const last = rows.codes(15) + p * 64;
     __m512i y[ROWS][2][4];
 #pragma GCC unroll 4
     for (int quad = 0; quad < 4; quad++) {
         __m512i even[4], odd[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            const uint8_t* at = codes[4 * quad + i] + p * 64;
             prefetch(at, row_bytes);
             const __m512i both = _mm512_loadu_si512(at);
+            at = at == last ? last : at + row_bytes;
             even[i] = _mm512_and_si512(both, mask);
             odd[i] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
         }
@@ -131,8 +132,6 @@ template <int GROUP, int ROWS>
 inline void exact_rows(const Sixteen& rows, const Row* from, vf* out) {
     Row x[ROWS];
     for (int r = 0; r < ROWS; r++) x[r] = from[r];
-    const uint8_t* codes[16];
-    for (int i = 0; i < 16; i++) codes[i] = rows.codes(i);
     const int64_t groups = rows.w.groups(), row_bytes = rows.w.row_bytes();
     vf high[ROWS]{}, low[ROWS]{}, shift[ROWS]{};
     for (int64_t start = 0; start < groups; start += kSegment) {
@@ -142,7 +141,7 @@ inline void exact_rows(const Sixteen& rows, const Row* from, vf* out) {
         const int64_t first = start * GROUP / 128, count = here * GROUP / 128;
         for (int64_t p = 0; p < count; p++) {
             __m512i sums[ROWS][2][2];
-            pair_sums<ROWS>(codes, row_bytes, first + p, x, sums);
+            pair_sums<ROWS>(rows, row_bytes, first + p, x, sums);
             for (int half = 0; half < 2; half++) {
                 const int64_t g = GROUP == 64 ? 2 * p + half : p;
                 const vf s = load(scales[g]);
