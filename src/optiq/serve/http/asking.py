@@ -126,6 +126,11 @@ async def prepared(chosen: Chosen, asked: Asked) -> Prepared:
     return await asyncio.to_thread(_prepare, chosen, asked)
 
 
+async def prompt_of(chosen: Chosen, asked: Asked) -> Prompt:
+    """The prompt of a conversation alone. Raises as `prepared`."""
+    return await asyncio.to_thread(_prompt, chosen.served, asked)
+
+
 @lru_cache(maxsize=16)
 def prompter(tokenizer: Any, template: str) -> Prompter:
     """The writer of a model's prompts; made once."""
@@ -134,15 +139,19 @@ def prompter(tokenizer: Any, template: str) -> Prompter:
 
 def _prepare(chosen: Chosen, asked: Asked) -> Prepared:
     served = chosen.served
-    tools = _usable(asked)
-    prompt = prompter(served.tokenizer, served.template).chat(asked.messages, tools, _options(served, asked), asked.prefill)
+    prompt = _prompt(served, asked)
     request = request_of(
-        chosen, prompt.ids, asked, prompt.thinks, cuts=prompt.cuts, grammar=_grammar(served, asked, tools, prompt.shape)
+        chosen, prompt.ids, asked, prompt.thinks, cuts=prompt.cuts, grammar=_grammar(served, asked, prompt.shape)
     )
     request = replace(request, after=_close(served, prompt.shape))
     if asked.thinking.budget is not None and prompt.shape.opened:
         request = replace(request, thinking_budget=asked.thinking.budget)
     return Prepared(request, prompt.shape, prompt)
+
+
+def _prompt(served: Served, asked: Asked) -> Prompt:
+    writer = prompter(served.tokenizer, served.template)
+    return writer.chat(asked.messages, _usable(asked), _options(served, asked), asked.prefill)
 
 
 def request_of(
@@ -208,13 +217,13 @@ def _options(served: Served, asked: Asked) -> dict[str, Any]:
     return {**found, **asked.options}
 
 
-def _grammar(served: Served, asked: Asked, tools: Sequence[Mapping[str, Any]], shape: Shape) -> GrammarSpec | None:
+def _grammar(served: Served, asked: Asked, shape: Shape) -> GrammarSpec | None:
     """What the reply must match behind its reasoning.
 
     Raises:
         InputError: calls must be enforced, and this model writes none that we know.
     """
-    given = [_tool(tool["function"]) for tool in tools]
+    given = [_tool(tool["function"]) for tool in _usable(asked)]
     may = [tool for tool in given if not asked.use.names or tool.name in asked.use.names]
     required = asked.use.mode == "required"
     if not may or not (required or asked.answer is not None or any(tool.strict for tool in may)):
