@@ -30,7 +30,7 @@ from optiq.models.caches import cache_arrays, cache_bytes, make_caches
 from optiq.models.marks import watch
 from optiq.serve import rows
 from optiq.serve.admission import Admission
-from optiq.serve.grammar import Compiler
+from optiq.serve.grammar import Compiler, State
 from optiq.serve.job import Job
 from optiq.serve.memory import Budget, Footprint
 from optiq.serve.prefix import Piece, PrefixCache
@@ -124,8 +124,7 @@ class Engine:
         kind = self._admission.kind(request.caches)
         request = self._admission.fitted(request)
         key: Hashable = (self.options.revision, kind, self._adapters.sha256(request.adapter), request.template)
-        grammar = None if request.grammar is None else self._grammars().compile(request.grammar).start(request.after)
-        job = Job(name, request, key, time.perf_counter(), grammar)
+        job = Job(name, request, key, time.perf_counter(), self._grammar(request))
         self.scheduler.submit(name)
         self._jobs[name] = job
         self.counters["requests"] += 1
@@ -190,6 +189,14 @@ class Engine:
         lists, held = self.scheduler, self._batch.bytes + reading
         counts = len(lists.waiting), len(lists.reading), len(lists.decoding)
         return Load(*counts, held, self.prefix.bytes, self.budget.limit_bytes, counters)
+
+    def _grammar(self, request: Request) -> State | None:
+        """What limits the tokens of a reply; None where nothing does."""
+        if request.grammar is None and request.thinking_budget is None:
+            return None
+        compiler = self._grammars()
+        grammar = compiler.anything if request.grammar is None else compiler.compile(request.grammar)
+        return grammar.start(request.after, request.thinking_budget)
 
     def _grammars(self) -> Compiler:
         """Made with the first grammar."""

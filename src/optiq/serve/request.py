@@ -66,6 +66,8 @@ class Request:
             raise InputError(f"max_tokens is {self.max_tokens}, expected a whole number of at least 1")
         if "" in self.stops:
             raise InputError("a stop string is empty, expected a text")
+        if self.thinking_budget is not None and (self.thinking_budget < 0 or not self.after):
+            raise InputError(f"thinking_budget is {self.thinking_budget}, expected at least 0, and tokens that end the reasoning")
         if self.logprobs is not None and self.logprobs < 0:
             raise InputError(f"logprobs is {self.logprobs}, expected a whole number of at least 0")
 
