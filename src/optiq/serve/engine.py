@@ -219,7 +219,8 @@ class Engine:
         request, now = job.request, time.perf_counter()
         job.started = now
         fresh = request.caches(self.model)
-        found = self.prefix.find(job.key, request.prompt, len(request.prompt) - 1)
+        scoring = request.prompt_logprobs is not None  # which needs every token to be read
+        found = None if scoring else self.prefix.find(job.key, request.prompt, len(request.prompt) - 1)
         if found is None:
             job.caches = fresh
         else:
@@ -247,7 +248,8 @@ class Engine:
         with self._edge_of(job):
             prompt = job.request.prompt
             if job.chunk is None and job.read < len(prompt) - 1:
-                stop = next_stop(job.read, len(prompt), job.cuts, self._admission.chunk)
+                longest = self._admission.chunk if job.request.prompt_logprobs is None else GRID  # logits are V wide
+                stop = next_stop(job.read, len(prompt), job.cuts, longest)
                 job.chunk = Chunk(self.model, prompt[job.read : stop], job.caches, self._adapters.rows([job.request.adapter]))
                 mx.reset_peak_memory()
                 self._active = mx.get_active_memory()
@@ -261,11 +263,13 @@ class Engine:
     def _chunk_read(self, job: Job, chunk: Chunk) -> None:
         """A chunk is done: book it, and keep a checkpoint where one is due."""
         job.chunk = None
+        top, following = job.request.prompt_logprobs, job.request.prompt[job.read + 1 : job.read + chunk.size + 1]
+        scored = () if top is None else chunk.scored(following, top)
         job.read += chunk.size
         job.since_s += chunk.seconds
         self.budget.learn(max(0, mx.get_peak_memory() - max(self._active, mx.get_active_memory())), max(GRID, chunk.size))
         self.scheduler.read(job.name, chunk.size)
-        self._events.append(Progress(job.name, job.read, len(job.request.prompt)))
+        self._events.append(Progress(job.name, job.read, len(job.request.prompt), scored))
         if job.read in job.cuts and self.prefix.limit_bytes:
             self._keep(job)
 

@@ -12,19 +12,25 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from optiq.serve.http import chat, openai_errors
+from optiq.serve.http import chat, completions, models, openai_errors
 from optiq.serve.http.context import Context
 from optiq.serve.http.problem import Surface
 
 Answering = Callable[[Context, Request], Awaitable[Response]]
 CLIENT_LEFT = 499  # nobody reads it; it stands in logs
 
-POSTS: dict[str, Answering] = {"/v1/chat/completions": chat.create}
+# Method and path -> what answers.
+PATHS: dict[tuple[str, str], Answering] = {
+    ("POST", "/v1/chat/completions"): chat.create,
+    ("POST", "/v1/completions"): completions.create,
+    ("GET", "/v1/models"): models.listed,
+    ("GET", "/v1/models/{model:path}"): models.retrieve,
+}
 
 
 def routes(context: Context) -> Sequence[BaseRoute]:
     """All routes of the protocol."""
-    return [Route(path, partial(_answered, answer, context), methods=["POST"]) for path, answer in POSTS.items()]
+    return [Route(path, partial(_answered, answer, context), methods=[method]) for (method, path), answer in PATHS.items()]
 
 
 async def _answered(answer: Answering, context: Context, request: Request) -> Response:
