@@ -5,7 +5,6 @@ Source: https://docs.anthropic.com/en/api/messages, /messages-streaming, /messag
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -26,8 +25,6 @@ from optiq.serve.http.problem import Kind, Problem, Surface, problem_of
 from optiq.serve.http.reply import Part
 from optiq.serve.http.stream import EventStream, frame, while_connected
 from optiq.serve.request import Finish, Finished, Usage
-
-_log = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 THEIR_MODELS = "claude"  # coding agents ask for models of the provider; those are what the server serves first
@@ -63,10 +60,7 @@ def _content(problem: Problem) -> dict[str, Any]:
 
 
 def _broken(failure: Exception) -> bytes:
-    problem = problem_of(failure)
-    if problem.kind is Kind.BUG:
-        _log.error("a stream failed", exc_info=failure)
-    return frame(_content(problem), "error")
+    return frame(_content(problem_of(failure)), "error")
 
 
 @dataclass(frozen=True)

@@ -15,27 +15,33 @@ from starlette.routing import BaseRoute, Route
 from optiq.serve.http import chat, completions, models, openai_errors
 from optiq.serve.http.context import Context
 from optiq.serve.http.problem import Surface
+from optiq.serve.http.responses import Responses
 
-Answering = Callable[[Context, Request], Awaitable[Response]]
+Answering = Callable[[Request], Awaitable[Response]]
 CLIENT_LEFT = 499  # nobody reads it; it stands in logs
-
-# Method and path -> what answers.
-PATHS: dict[tuple[str, str], Answering] = {
-    ("POST", "/v1/chat/completions"): chat.create,
-    ("POST", "/v1/completions"): completions.create,
-    ("GET", "/v1/models"): models.listed,
-    ("GET", "/v1/models/{model:path}"): models.retrieve,
-}
 
 
 def routes(context: Context) -> Sequence[BaseRoute]:
     """All routes of the protocol."""
-    return [Route(path, partial(_answered, answer, context), methods=[method]) for (method, path), answer in PATHS.items()]
+    kept = Responses(context)
+    paths: list[tuple[str, str, Answering]] = [
+        ("POST", "/v1/chat/completions", partial(chat.create, context)),
+        ("POST", "/v1/completions", partial(completions.create, context)),
+        ("GET", "/v1/models", partial(models.listed, context)),
+        ("GET", "/v1/models/{model:path}", partial(models.retrieve, context)),
+        ("POST", "/v1/responses", kept.create),
+        ("POST", "/v1/responses/input_tokens", kept.count),
+        ("GET", "/v1/responses/{id}", kept.retrieve),
+        ("DELETE", "/v1/responses/{id}", kept.delete),
+        ("GET", "/v1/responses/{id}/input_items", kept.input_items),
+        ("POST", "/v1/responses/{id}/cancel", kept.cancel),
+    ]
+    return [Route(path, partial(_answered, answer), methods=[method]) for method, path, answer in paths]
 
 
-async def _answered(answer: Answering, context: Context, request: Request) -> Response:
+async def _answered(answer: Answering, request: Request) -> Response:
     try:
-        return await answer(context, request)
+        return await answer(request)
     except ClientDisconnect:
         return Response(status_code=CLIENT_LEFT)
 

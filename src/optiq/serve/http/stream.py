@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from optiq.errors import OptiqError
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -82,6 +87,8 @@ class EventStream(Response):
             except Exception as error:
                 if not begun:
                     raise
+                if not isinstance(error, OptiqError):
+                    _log.error("a stream failed", exc_info=error)
                 await self._write(send, self._broken(error), begun, more=False)
                 return
             finally:
