@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from optiq.serve.http import chat, completions, models, openai_errors
+from optiq.serve.http import chat, completions, models, openai_errors, openapi
 from optiq.serve.http.context import Context
 from optiq.serve.http.problem import Surface
 from optiq.serve.http.responses import Responses
@@ -35,6 +35,7 @@ def routes(context: Context) -> Sequence[BaseRoute]:
         ("DELETE", "/v1/responses/{id}", kept.delete),
         ("GET", "/v1/responses/{id}/input_items", kept.input_items),
         ("POST", "/v1/responses/{id}/cancel", kept.cancel),
+        ("GET", "/openapi.json", openapi.serve),
     ]
     return [Route(path, partial(_answered, answer), methods=[method]) for method, path, answer in paths]
 
@@ -46,4 +47,4 @@ async def _answered(answer: Answering, request: Request) -> Response:
         return Response(status_code=CLIENT_LEFT)
 
 
-SURFACE = Surface("openai", ("/v1",), routes, openai_errors.error)
+SURFACE = Surface("openai", ("/v1", "/openapi.json"), routes, openai_errors.error)
