@@ -110,6 +110,10 @@ class Models(Protocol):
     def names(self) -> tuple[str, ...]:
         """What can be named, the default first; adapters stand behind their model as `model:adapter`."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered now, or after loading what is unloaded on purpose."""
+
     async def open(self, name: str | None = None, adapter: str | None = None) -> Chosen:
         """The model that a request names, loaded.
 
