@@ -304,8 +304,12 @@ def _json_object(text: str) -> str:
 
 
 def _from_schema(schema: dict[str, Any]) -> str:
-    space = rf"[ \t\r\n]{{0,{MOST_SPACE}}}"
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"lenient": False, "whitespace_pattern": space})
+    return LLMatcher.grammar_from_json_schema(schema, overrides=json_options())
+
+
+def json_options() -> Any:
+    """How JSON is written within any grammar: whatever the schema says counts, white space is bounded."""
+    return {"lenient": False, "whitespace_pattern": rf"[ \t\r\n]{{0,{MOST_SPACE}}}"}
 
 
 def _choice(text: str) -> str:

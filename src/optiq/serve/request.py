@@ -39,6 +39,7 @@ class Request:
         adapter: name of a mounted adapter, or None.
         grammar: what the reply must match, or None.
         after: token ids that end the part of the reply that the grammar leaves free (`</think>`); empty: it binds at once.
+        thinking_budget: at most so many tokens come before `after`, which is written then; None for no limit.
         logprobs: tell so many alternatives with each token's log probability; None tells neither.
         template: hash of the chat template that wrote the prompt; prefixes are shared among equal ones.
         draft: whether speculation may draft tokens for it.
@@ -54,6 +55,7 @@ class Request:
     adapter: str | None = None
     grammar: GrammarSpec | None = None
     after: tuple[int, ...] = ()
+    thinking_budget: int | None = None
     logprobs: int | None = None
     template: str = ""
     draft: bool = True

@@ -1,0 +1,203 @@
+"""A server within the test's process: an engine on a thread, the protocols' routes over it, a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from optiq.errors import OptiqError
+from optiq.models.generation import context_length, generation_config, stop_ids
+from optiq.models.load import load
+from optiq.models.thinking import tags_of
+from optiq.serve.engine import Engine, EngineOptions
+from optiq.serve.gateway import Unavailable
+from optiq.serve.http.context import Chosen, Context, Limits, Served, UnknownModel
+from optiq.serve.http.problem import Kind, Problem, Surface, problem_of
+from optiq.serve.request import Event, Finished, Load, Request, Serving
+
+T = TypeVar("T")
+TINY = Path(__file__).parents[1] / "examples" / "tiny-qwen3.5"
+
+
+class LocalGateway:
+    """An engine on a thread of its own, behind the interface of `optiq.serve.gateway.Gateway`.
+
+    Args:
+        make: makes the engine; called on that thread, which owns MLX.
+    """
+
+    def __init__(self, make: Callable[[], Serving]) -> None:
+        self.ready = True
+        self.cancelled: list[str] = []
+        self.requests: list[Request] = []
+        self._queues: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Event]]] = {}
+        self._names = 0
+        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        self.engine = self._called(lambda: self._begin(make)).result()
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(getattr(self.engine, "adapters", ()))
+
+    async def run(self, request: Request) -> AsyncGenerator[Event, None]:
+        if not self.ready:
+            raise Unavailable("the engine is being restarted; try again", retry_after_s=2)
+        self._names += 1
+        name = f"local-{self._names}"
+        self.requests.append(request)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        self._queues[name] = (asyncio.get_running_loop(), events)
+        ended = False
+        try:
+            await asyncio.wrap_future(self._called(lambda: self.engine.submit(request, name)))
+            while not ended:
+                event = await events.get()
+                ended = isinstance(event, Finished)
+                yield event
+        finally:
+            del self._queues[name]
+            if not ended:
+                self.cancelled.append(name)
+                self._work.put(lambda: self.engine.cancel(name))
+
+    async def load(self) -> Load:
+        return await asyncio.wrap_future(self._called(lambda: self.engine.load()))
+
+    async def mount(self, name: str, path: str) -> None:
+        await asyncio.wrap_future(self._called(lambda: self.engine.mount(name, path)))  # type: ignore[attr-defined]
+
+    async def unmount(self, name: str) -> None:
+        await asyncio.wrap_future(self._called(lambda: self.engine.unmount(name)))  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+    def _begin(self, make: Callable[[], Serving]) -> Serving:
+        self.engine = make()
+        return self.engine
+
+    def _called(self, function: Callable[[], T]) -> Future[T]:
+        """The result of a call on the engine's thread."""
+        future: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._work.put(call)
+        return future
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            while self._work.empty() and not self.engine.idle:
+                self._step()
+            if not self.engine.idle:
+                self._step()
+
+    def _step(self) -> None:
+        for event in self.engine.step():
+            loop, events = self._queues.get(event.request, (None, None))
+            if loop is not None and events is not None:
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+
+class OneModel:
+    """A server's models: one."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.served.id, *(f"{self.served.id}:{name}" for name in self.served.gateway.adapters))
+
+    async def open(self, name: str | None = None, adapter: str | None = None) -> Chosen:
+        base, _, within = (name or self.served.id).partition(":")
+        adapter = adapter or within or None
+        if base in self.served.gateway.adapters:
+            base, adapter = self.served.id, base
+        if base != self.served.id or (adapter is not None and adapter not in self.served.gateway.adapters):
+            raise UnknownModel(f"there is no model {name!r}, expected one of {', '.join(self.names)}")
+        return Chosen(self.served, adapter)
+
+
+def tiny_served(make: Callable[[], Serving], tokenizer: Any, **changes: Any) -> Served:
+    """The embedded model over any engine."""
+    template = (TINY / "chat_template.jinja").read_text()
+    served = Served(
+        "tiny",
+        1_700_000_000,
+        LocalGateway(make),
+        tokenizer,
+        template=template,
+        template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+        tags=tags_of(template),
+        context=context_length(TINY) or 0,
+        stop_ids=stop_ids(TINY, tokenizer),
+        generation_config=generation_config(TINY),
+        max_tokens=64,
+        vocabulary=4096,
+    )
+    return replace(served, **changes)
+
+
+def tiny_engine() -> Engine:
+    """The embedded model."""
+    return Engine(*load(TINY), EngineOptions(memory_bytes=1 << 30))
+
+
+def make_app(served: Served, surfaces: Sequence[Surface], limits: Limits | None = None) -> Starlette:
+    """The protocols' routes with errors in their own shapes, and nothing around them."""
+    context = Context(OneModel(served), limits or Limits(ping_s=1.0))
+    routes = [route for surface in surfaces for route in surface.routes(context)]
+    ranked = sorted(((prefix, surface) for surface in surfaces for prefix in surface.prefixes), key=lambda one: -len(one[0]))
+
+    async def failed(request: HttpRequest, error: Exception) -> Response:
+        kinds = {404: Kind.UNKNOWN, 405: Kind.METHOD}
+        if isinstance(error, HTTPException):
+            problem = Problem(kinds.get(error.status_code, Kind.INVALID), error.detail)
+        else:
+            problem = problem_of(error)
+        surface = next((surface for prefix, surface in ranked if request.url.path.startswith(prefix)), surfaces[0])
+        response = surface.error(problem)
+        if problem.retry_after_s is not None:
+            response.headers["retry-after"] = str(int(problem.retry_after_s) or 1)
+        return response
+
+    return Starlette(routes=routes, exception_handlers={Exception: failed, OptiqError: failed, HTTPException: failed})
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The address of a server on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
