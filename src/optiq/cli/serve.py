@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ examples:
   optiq serve examples/tiny-qwen3.5 --host 0.0.0.0 --api-key SECRET      for other machines
 """
 KEY_VARIABLE = "OPTIQ_API_KEY"
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +133,7 @@ def _setup(args: argparse.Namespace, events: Events) -> Setup:
     from optiq.models.families import family_of, preset
     from optiq.models.generation import text_config
     from optiq.models.hub import resolve
-    from optiq.serve.http.context import Limits
+    from optiq.serve.http.context import Limits, Places
     from optiq.serve.http.facts import Choices
     from optiq.serve.http.guard import Access
     from optiq.serve.http.serving import Setup
@@ -156,14 +154,18 @@ def _setup(args: argparse.Namespace, events: Events) -> Setup:
     preset(family_of(text_config(path)), thinking=True, use=args.preset)  # refuses a use that nobody has settings for
     settings = {setting.name: getattr(args, setting.name) for setting in SETTINGS if getattr(args, setting.name) is not None}
     choices = Choices(settings, args.preset, args.max_tokens, args.thinking, Maker(caches.text), args.mtp, args.context)
+    plan, folder = _plan(args, path, asdict(caches)), None if args.adapter_dir is None else Path(args.adapter_dir).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"--adapter-dir {args.adapter_dir} is not a directory; give one whose folders are adapters")
     return Setup(
         path,
         _name_of(args.model or args.named, path),
-        _plan(args, path, asdict(caches)),
+        plan,
         access,
         args.port,
         choices,
         tuple(args.alias),
+        Places(plan.adapters, folder),
         Limits(body_bytes=round(args.max_body_mb * 1e6)),
         drain_s=args.drain_s,
     )
@@ -192,13 +194,14 @@ def _adapters(args: argparse.Namespace) -> dict[str, str]:
         InputError: a name twice, or one that a request could not carry.
     """
     from optiq.errors import InputError
+    from optiq.serve.http.context import ADAPTER_NAME
 
     found: dict[str, str] = {}
     for text in args.adapter:
         name, equals, folder = text.partition("=")
         path = Path(folder if equals else text).expanduser().absolute()
         name = name if equals else path.name
-        if not NAME.fullmatch(name):
+        if not ADAPTER_NAME.fullmatch(name):
             raise InputError(
                 f"--adapter {text}: the name {name!r} has other characters than letters, digits, '.', '_', '-'; NAME=DIR"
             )

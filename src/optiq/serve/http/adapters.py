@@ -10,58 +10,19 @@ one directory of adapters (`--adapter-dir`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from optiq.serve.http.body import read_body
+from optiq.serve.http.body import Body, checked, read
 from optiq.serve.http.context import Context, UnknownModel
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-CONFIG = "adapter_config.json"
 
-
-@dataclass(frozen=True)
-class Places:
-    """Where adapters lie that clients may mount.
-
-    Args:
-        given: directories by name.
-        folder: a directory of adapters; None for none.
-    """
-
-    given: Mapping[str, str] = field(default_factory=dict)
-    folder: Path | None = None
-
-    def find(self, name: str) -> str:
-        """The directory that a name stands for.
-
-        Raises:
-            UnknownModel: none.
-        """
-        if name in self.given:
-            return self.given[name]
-        if self.folder is not None and NAME.fullmatch(name) and (self.folder / name / CONFIG).is_file():
-            return str(self.folder / name)
-        raise UnknownModel(f"there is no adapter {name[:100]!r}; known: {', '.join(self.names) or 'none'}")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All that can be mounted."""
-        inside = [] if self.folder is None else self.folder.glob(f"*/{CONFIG}")
-        return tuple(sorted({*self.given, *(file.parent.name for file in inside if NAME.fullmatch(file.parent.name))}))
-
-
-class Mount(BaseModel):
+class Mount(Body):
     """What to mount, on which model."""
 
-    model_config = ConfigDict(strict=True)
     name: str
     model: str | None = None
 
@@ -77,7 +38,7 @@ def routes(context: Context) -> Sequence[BaseRoute]:
         return listed(gateway.adapters)
 
     async def mount(request: HttpRequest) -> Response:
-        asked = read_body(Mount, await request.body())
+        asked = checked(Mount, await read(request))
         gateway = (await context.models.open(asked.model)).served.gateway
         await gateway.mount(asked.name, context.places.find(asked.name))
         return listed(gateway.adapters)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from optiq.serve.http import service
+from optiq.serve.http import anthropic, openai, service
 from optiq.serve.http.context import Context
 from optiq.serve.http.edge import Edge
 from optiq.serve.http.guard import Access, Guard
 from optiq.serve.http.intake import Intake
 from optiq.serve.http.problem import Surface
 
-SURFACES: list[Surface] = [service.SURFACE]
+SURFACES: Sequence[Surface] = (service.SURFACE, openai.SURFACE, anthropic.SURFACE)
 
 
 def make_app(context: Context, access: Access, surfaces: Sequence[Surface] = ()) -> ASGIApp:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optiq.serve.http.app import make_app
-from optiq.serve.http.context import Context, Limits
+from optiq.serve.http.context import Context, Limits, Places
 from optiq.serve.http.facts import Choices, read_facts
 from optiq.serve.http.guard import Access
+from optiq.serve.http.metrics import Measured, Metrics
 from optiq.serve.http.runner import bind, make_server, url_of
 from optiq.serve.http.shelf import Shelf
 from optiq.serve.supervisor import Patience, Plan, Supervisor
@@ -27,6 +28,7 @@ class Setup:
         port: 0 for a free one.
         choices: for requests that do not say.
         aliases: further names of the model.
+        places: of adapters that may be mounted while it runs.
         limits: of a request.
         patience: with the engine.
         drain_s: how long requests may take to end when the server does; None for as long as it takes.
@@ -39,6 +41,7 @@ class Setup:
     port: int = 8080
     choices: Choices = Choices()
     aliases: tuple[str, ...] = ()
+    places: Places = Places()
     limits: Limits = Limits()
     patience: Patience = field(default_factory=Patience)
     drain_s: float | None = 60.0
@@ -61,8 +64,10 @@ async def serve(setup: Setup, up: Callable[[str, Supervisor], None]) -> int:
     supervisor = Supervisor(setup.plan, setup.patience)
     try:
         await supervisor.start()
-        served = read_facts(setup.path, setup.name, supervisor, setup.choices)
-        app = make_app(Context(Shelf(served, setup.aliases), setup.limits), setup.access)
+        metrics = Metrics()
+        served = read_facts(setup.path, setup.name, Measured(supervisor, setup.name, metrics), setup.choices)
+        context = Context(Shelf(served, setup.aliases), setup.limits, setup.places, metrics)
+        app = make_app(context, setup.access)
         server = make_server(app, setup.limits, setup.drain_s)
         server.on_start = lambda: up(url_of(sock), supervisor)
         await server.serve(sockets=[sock])

@@ -1,4 +1,4 @@
-"""The models of a server, by the names that clients give them."""
+"""The models of a server, by the names that clients give them: `model`, `model:adapter`, or the adapter's alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Shelf:
         adapters = self._served.gateway.adapters
         if name and not self._known(name):
             base, _, after = name.rpartition(":")
-            if not self._known(base) or after not in adapters:
+            if after not in adapters or (base and not self._known(base)):
                 raise UnknownModel(f"model {name[:100]!r} is not served; known: {', '.join(self.names)}")
             adapter = adapter or after
         if adapter and adapter not in adapters:
