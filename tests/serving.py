@@ -7,13 +7,28 @@ of the prompt, then 100, 101, and so on, so every one is known beforehand. The t
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
-from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from optiq.serve.http import service
+from optiq.serve.http.app import make_app
+from optiq.serve.http.context import Context, Limits, Places, Served
+from optiq.serve.http.guard import Access
+from optiq.serve.http.metrics import Measured, Metrics
+from optiq.serve.http.problem import Problem, Surface
+from optiq.serve.http.runner import Server, bind, make_server, url_of
+from optiq.serve.http.shelf import Shelf
 from optiq.serve.opening import Opened
 from optiq.serve.request import Finished, Request, Token
 from optiq.serve.scheduler import Policy
@@ -133,3 +148,86 @@ async def until(true: Any, seconds: float = 20.0) -> float:
         assert time.monotonic() - start < seconds, "it did not happen in time"
         await asyncio.sleep(0.01)
     return time.monotonic() - start
+
+
+def surface() -> Surface:
+    """A protocol of one route: POST /text with `Request`'s fields streams the reply's text, or returns it whole."""
+
+    def routes(context: Context) -> list[Route]:
+        async def text(http: HttpRequest) -> Response:
+            body = json.loads(await http.body())
+            served = (await context.models.open(body.pop("model", None), body.pop("adapter", None))).served
+            repeat, stream = body.pop("repeat", 1), body.pop("stream", True)
+            request = ask(*body["prompt"], max_tokens=body.get("max_tokens", 16))
+            if body.get("bug"):
+                raise RuntimeError("secret words of the prompt")
+
+            async def pieces() -> AsyncIterator[str]:
+                async with aclosing(served.gateway.run(request)) as events:
+                    async for event in events:
+                        if isinstance(event, Token | Finished):
+                            yield event.text * repeat
+                        if isinstance(event, Finished) and event.error:
+                            yield f"!{event.error}!"
+
+            found = pieces()
+            first = await anext(found)
+            if not stream:
+                return PlainTextResponse(first + "".join([piece async for piece in found]))
+
+            async def all_pieces() -> AsyncIterator[str]:
+                yield first
+                async for piece in found:
+                    yield piece
+
+            return StreamingResponse(all_pieces())
+
+        return [Route("/text", text, methods=["POST"])]
+
+    def error(problem: Problem) -> Response:
+        return JSONResponse({"text_error": problem.message, "kind": problem.kind, "id": problem.request_id}, problem.status)
+
+    return Surface("text", ("/text",), routes, error)
+
+
+@dataclass
+class Site:
+    """A server that listens."""
+
+    url: str
+    engine: Supervisor
+    server: Server
+    metrics: Metrics
+    done: asyncio.Task[None]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def client(self, **options: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=20, trust_env=False, **options)
+
+
+@asynccontextmanager
+async def site(
+    chosen: Plan | None = None,
+    access: Access | None = None,
+    limits: Limits | None = None,
+    patience: Patience = QUICK,
+    places: Places | None = None,
+    aliases: Sequence[str] = (),
+) -> AsyncIterator[Site]:
+    """The application over a scripted engine, on a free port."""
+    async with supervised(chosen, patience) as engine:
+        metrics = Metrics()
+        served = Served("words", 1, Measured(engine, "words", metrics), Words(), context=100, vocabulary=1000)
+        context = Context(Shelf(served, aliases), limits or Limits(), places or Places(), metrics)
+        app = make_app(context, access or Access(), [service.SURFACE, surface()])
+        server, sock = make_server(app, context.limits, 5.0), bind("127.0.0.1", 0)
+        done = asyncio.create_task(server.serve(sockets=[sock]))
+        await until(lambda: server.started)
+        try:
+            yield Site(url_of(sock), engine, server, metrics, done)
+        finally:
+            server.should_exit = True
+            await done

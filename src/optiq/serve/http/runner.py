@@ -34,35 +34,41 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head_bytes = 0
-        self._begun = self.loop.call_later(self.header_s, self._late)
+        self._late: asyncio.TimerHandle | None = None
+        self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._begun.cancel()
+        self._end()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._begun.cancelled() and (self.cycle is None or self.cycle.response_complete):
-            self._begun = self.loop.call_later(self.header_s, self._late)  # the next request of a kept connection
-            self._head_bytes = 0
-        self._head_bytes += len(data)
+        begun = self._late
         super().data_received(data)
-        if not self._begun.cancelled() and self._head_bytes > HEAD_BYTES:
-            self.send_400_response(f"The head of a request has more than {HEAD_BYTES} bytes.")
-
-    def on_headers_complete(self) -> None:
-        self._begun.cancel()
-        self._head_bytes = 0
-        super().on_headers_complete()
+        if begun is not None and begun is self._late:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self.send_400_response(f"The head of a request has more than {HEAD_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._begin()
         self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
 
-    def _late(self) -> None:
-        """The head of a request is not there in time."""
-        if not self.transport.is_closing():
-            self.transport.abort()
+    def on_headers_complete(self) -> None:
+        self._end()
+        super().on_headers_complete()
+
+    def _begin(self) -> None:
+        """The head of a request is waited for."""
+        if self._late is None:
+            self._head_bytes = 0
+            self._late = self.loop.call_later(self.header_s, self.transport.abort)
+
+    def _end(self) -> None:
+        """It is there."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 class Server(uvicorn.Server):
@@ -104,13 +110,13 @@ def bind(host: str, port: int) -> socket.socket:
         InputError: the address is in use, or not this machine's.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(family, kind)
     except OSError as error:
         raise InputError(f"--host {host} is not an address of this machine ({error.strerror or error})") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        sock.bind((address[0], port, *address[2:]))
     except (OSError, OverflowError) as error:
         sock.close()
         told = error.strerror if isinstance(error, OSError) else error
