@@ -8,6 +8,7 @@ Refused                            raised where a request cannot be taken in, wi
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -234,6 +235,16 @@ class Serving(Protocol):
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the mounted adapters."""
+
+    def mount(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Make the adapter of a directory usable by requests under a name, or raise `OptiqError`."""
+
+    def unmount(self, name: str) -> None:
+        """Forget an adapter that no request uses, or raise `InputError`."""
 
     def submit(self, request: Request, name: str | None = None) -> str:
         """Take a request in, or raise `Refused`; its name."""

@@ -8,9 +8,11 @@ Plain data and one interface; knows no protocol and no HTTP.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from optiq.errors import InputError
 from optiq.generate.sampling import Resolved, resolve
@@ -20,7 +22,12 @@ from optiq.models.thinking import Tags
 from optiq.serve.gateway import Gateway
 from optiq.serve.request import FULL_PRECISION
 
+if TYPE_CHECKING:
+    from optiq.serve.http.metrics import Metrics
+
 MAX_REPLY_TOKENS = 16384  # where neither request nor command line says: room for reasoning, a bounded promise of memory
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 class UnknownModel(InputError):
@@ -110,6 +117,10 @@ class Models(Protocol):
     def names(self) -> tuple[str, ...]:
         """What can be named, the default first; adapters stand behind their model as `model:adapter`."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be answered now, or after loading what is unloaded on purpose."""
+
     async def open(self, name: str | None = None, adapter: str | None = None) -> Chosen:
         """The model that a request names, loaded.
 
@@ -147,8 +158,48 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where adapters lie that clients may mount.
+
+    Args:
+        given: directories by name.
+        folder: a directory of adapters; None for none.
+    """
+
+    given: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def find(self, name: str) -> str:
+        """The directory that a name stands for.
+
+        Raises:
+            UnknownModel: none.
+        """
+        if name in self.given:
+            return self.given[name]
+        if self.folder is not None and ADAPTER_NAME.fullmatch(name) and (self.folder / name / ADAPTER_CONFIG).is_file():
+            return str(self.folder / name)
+        raise UnknownModel(f"there is no adapter {name[:100]!r}; known: {', '.join(self.names) or 'none'}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that can be mounted."""
+        inside = [] if self.folder is None else [file.parent.name for file in self.folder.glob(f"*/{ADAPTER_CONFIG}")]
+        return tuple(sorted({*self.given, *filter(ADAPTER_NAME.fullmatch, inside)}))
+
+
+@dataclass(frozen=True)
 class Context:
-    """What routes are made with: the models, the limits."""
+    """What routes are made with.
+
+    Args:
+        models: that are served.
+        limits: of a request.
+        places: of adapters.
+        metrics: what the server measures of itself; None where nobody asks.
+    """
 
     models: Models
     limits: Limits = Limits()
+    places: Places = Places()
+    metrics: Metrics | None = None

@@ -70,12 +70,14 @@ class Problem:
         message: one line.
         field: of the body that is wrong, as a path (`messages.0.content`); "" where it is none.
         retry_after_s: when it is worth another try; None where it is not.
+        request_id: of the request, as its reply's headers have it; the application fills it in.
     """
 
     kind: Kind
     message: str
     field: str = ""
     retry_after_s: float | None = None
+    request_id: str = ""
 
     @property
     def status(self) -> int:
