@@ -24,7 +24,7 @@ from optiq.serve.http.body import Answer, invalid
 from optiq.serve.http.context import Chosen, Context
 from optiq.serve.http.openai_errors import broken
 from optiq.serve.http.reply import Part, Whole
-from optiq.serve.http.stream import EventStream, frame, while_connected
+from optiq.serve.http.stream import EventStream, frame
 from optiq.serve.http.token_text import LEAST, TokenTexts, token_texts
 from optiq.serve.parse.output import Shape
 from optiq.serve.request import Finish, Logprob, Request, Scored
@@ -173,8 +173,8 @@ async def create(context: Context, http: HttpRequest) -> Response:
     head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()), "model": chosen.name}
     if asked.stream:
         frames = _frames(chosen, asked, head, choices)
-        return EventStream(frames, broken, ping_s=context.limits.ping_s, write_s=context.limits.write_s)
-    return JSONResponse(await while_connected(http, _whole(chosen, head, choices)))
+        return EventStream(frames, broken, ping_s=context.limits.ping_s)
+    return JSONResponse(await _whole(chosen, head, choices))
 
 
 def _choices(chosen: Chosen, asked: CompletionBody) -> list[Continued]:

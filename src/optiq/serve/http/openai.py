@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
@@ -18,7 +18,6 @@ from optiq.serve.http.problem import Surface
 from optiq.serve.http.responses import Responses
 
 Answering = Callable[[Request], Awaitable[Response]]
-CLIENT_LEFT = 499  # nobody reads it; it stands in logs
 
 
 def routes(context: Context) -> Sequence[BaseRoute]:
@@ -37,14 +36,7 @@ def routes(context: Context) -> Sequence[BaseRoute]:
         ("POST", "/v1/responses/{id}/cancel", kept.cancel),
         ("GET", "/openapi.json", openapi.serve),
     ]
-    return [Route(path, partial(_answered, answer), methods=[method]) for method, path, answer in paths]
-
-
-async def _answered(answer: Answering, request: Request) -> Response:
-    try:
-        return await answer(request)
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_LEFT)
+    return [Route(path, answer, methods=[method]) for method, path, answer in paths]
 
 
 SURFACE = Surface("openai", ("/v1", "/openapi.json"), routes, openai_errors.error)

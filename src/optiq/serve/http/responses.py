@@ -23,7 +23,7 @@ from optiq.serve.http.reply import Part, Whole
 from optiq.serve.http.responses_body import Item, ResponseBody, messages_of
 from optiq.serve.http.responses_items import Items
 from optiq.serve.http.responses_store import Kept, Store
-from optiq.serve.http.stream import EventStream, frame, while_connected
+from optiq.serve.http.stream import EventStream, frame
 from optiq.serve.http.token_text import token_texts
 from optiq.serve.request import Finish, Usage
 
@@ -139,8 +139,8 @@ class Responses:
         limits = self._context.limits
         if asked.stream:
             stream = _Stream(run)
-            return EventStream(stream.frames(), stream.broken, ping_s=limits.ping_s, write_s=limits.write_s)
-        return JSONResponse(await while_connected(request, _whole(run)))
+            return EventStream(stream.frames(), stream.broken, ping_s=limits.ping_s)
+        return JSONResponse(await _whole(run))
 
     async def count(self, request: Request) -> Response:
         """How long a prompt is."""
