@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import uvicorn
 
 from optiq.models.generation import context_length, generation_config, stop_ids
-from optiq.models.load import load
+from optiq.models.load import load, load_tokenizer
 from optiq.models.thinking import tags_of
 from optiq.serve.engine import Engine, EngineOptions
 from optiq.serve.gateway import Unavailable
@@ -41,6 +41,7 @@ class LocalGateway:
     def __init__(self, make: Callable[[], Serving]) -> None:
         self.ready = True
         self.cancelled: list[str] = []
+        self.refused = 0
         self.requests: list[Request] = []
         self._queues: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Event]]] = {}
         self._names = 0
@@ -55,6 +56,7 @@ class LocalGateway:
 
     async def run(self, request: Request) -> AsyncGenerator[Event, None]:
         if not self.ready:
+            self.refused += 1
             raise Unavailable("the engine is being restarted; try again", retry_after_s=2)
         self._names += 1
         name = f"local-{self._names}"
@@ -139,14 +141,27 @@ def tiny_served(make: Callable[[], Serving], tokenizer: Any, **changes: Any) -> 
     return replace(served, **changes)
 
 
+def tokenizer_of() -> Any:
+    """The embedded model's."""
+    return load_tokenizer(TINY)
+
+
 def tiny_engine() -> Engine:
     """The embedded model."""
-    return Engine(*load(TINY), EngineOptions(memory_bytes=1 << 30))
+    return Engine(*load(TINY), EngineOptions(context=context_length(TINY) or 0, memory_bytes=1 << 30))
 
 
 def app_of(served: Served, limits: Limits | None = None) -> Any:
     """The whole application over one model."""
     return make_app(Context(Shelf(served), limits or Limits(ping_s=1.0)), Access())
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something holds."""
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < seconds, "it did not happen in time"
+        time.sleep(0.01)
 
 
 @contextmanager
