@@ -16,6 +16,7 @@ import pytest
 
 from adapter_files import paths, write_peft
 from optiq.cli import main as edge
+from optiq.models.generation import stop_ids
 from optiq.models.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,8 @@ def test_an_interrupt_from_a_terminal_drains_and_the_second_one_ends():
         assert client.get("/health").status_code == 401
         client.headers["x-api-key"] = "k"
         with client.stream("POST", "/v1/chat/completions", json=_endless()) as reply:
-            next(reply.iter_lines())
+            lines = reply.iter_lines()
+            next(lines)
             for pid in (told["engine_pid"], child.pid):  # a terminal sends it to all of them
                 os.kill(pid, signal.SIGINT)
             time.sleep(0.3)
@@ -93,7 +95,8 @@ def test_an_interrupt_from_a_terminal_drains_and_the_second_one_ends():
 
 def test_the_engine_dies_with_a_killed_server():
     with serving(TINY) as (child, told, client), client.stream("POST", "/v1/chat/completions", json=_endless()) as reply:
-        next(reply.iter_lines())
+        lines = reply.iter_lines()
+        next(lines)
         child.kill()
         until = time.monotonic() + 10
         while Path(f"/proc/{told['engine_pid']}").exists():
@@ -103,14 +106,9 @@ def test_the_engine_dies_with_a_killed_server():
 
 def _endless():
     """A request whose reply does not end by itself for a while."""
-    ban = {str(token): -100 for token in (0, 1, 2, 3)}
-    return {
-        "messages": [{"role": "user", "content": "x"}],
-        "max_tokens": 4000,
-        "stream": True,
-        "logit_bias": ban,
-        "temperature": 1,
-    }
+    ban = {str(token): -100 for token in stop_ids(TINY)}
+    messages = [{"role": "user", "content": "x"}]
+    return {"messages": messages, "max_tokens": 4000, "n": 16, "stream": True, "logit_bias": ban, "temperature": 1}
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ async def serve(setup: Setup, up: Callable[[str, Supervisor], None]) -> int:
         context = Context(await models.start(), setup.limits, setup.places, metrics)
         server = make_server(make_app(context, setup.access), setup.limits, setup.drain_s)
         server.on_start = lambda: up(url_of(sock), models.engine)
+        server.on_late = models.stop
         await server.serve(sockets=[sock])
         return server.heard
     finally:
