@@ -1,4 +1,4 @@
-"""A server within the test's process: an engine on a thread, the protocols' routes over it, a real port."""
+"""A server within the test's process: an engine on a thread, the whole application over it, a real port."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,19 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
 
-from optiq.errors import OptiqError
 from optiq.models.generation import context_length, generation_config, stop_ids
-from optiq.models.load import load
+from optiq.models.load import load, load_tokenizer
 from optiq.models.thinking import tags_of
 from optiq.serve.engine import Engine, EngineOptions
 from optiq.serve.gateway import Unavailable
-from optiq.serve.http.context import Chosen, Context, Limits, Served, UnknownModel
-from optiq.serve.http.problem import Kind, Problem, Surface, problem_of
+from optiq.serve.http.app import make_app
+from optiq.serve.http.context import Context, Limits, Served
+from optiq.serve.http.guard import Access
+from optiq.serve.http.shelf import Shelf
 from optiq.serve.request import Event, Finished, Load, Request, Serving
 
 T = TypeVar("T")
@@ -44,6 +41,7 @@ class LocalGateway:
     def __init__(self, make: Callable[[], Serving]) -> None:
         self.ready = True
         self.cancelled: list[str] = []
+        self.refused = 0
         self.requests: list[Request] = []
         self._queues: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Event]]] = {}
         self._names = 0
@@ -58,6 +56,7 @@ class LocalGateway:
 
     async def run(self, request: Request) -> AsyncGenerator[Event, None]:
         if not self.ready:
+            self.refused += 1
             raise Unavailable("the engine is being restarted; try again", retry_after_s=2)
         self._names += 1
         name = f"local-{self._names}"
@@ -122,26 +121,6 @@ class LocalGateway:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
 
-class OneModel:
-    """A server's models: one."""
-
-    def __init__(self, served: Served) -> None:
-        self.served = served
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.served.id, *(f"{self.served.id}:{name}" for name in self.served.gateway.adapters))
-
-    async def open(self, name: str | None = None, adapter: str | None = None) -> Chosen:
-        base, _, within = (name or self.served.id).partition(":")
-        adapter = adapter or within or None
-        if base in self.served.gateway.adapters:
-            base, adapter = self.served.id, base
-        if base != self.served.id or (adapter is not None and adapter not in self.served.gateway.adapters):
-            raise UnknownModel(f"there is no model {name!r}, expected one of {', '.join(self.names)}")
-        return Chosen(self.served, adapter)
-
-
 def tiny_served(make: Callable[[], Serving], tokenizer: Any, **changes: Any) -> Served:
     """The embedded model over any engine."""
     template = (TINY / "chat_template.jinja").read_text()
@@ -162,30 +141,27 @@ def tiny_served(make: Callable[[], Serving], tokenizer: Any, **changes: Any) -> 
     return replace(served, **changes)
 
 
+def tokenizer_of() -> Any:
+    """The embedded model's."""
+    return load_tokenizer(TINY)
+
+
 def tiny_engine() -> Engine:
     """The embedded model."""
-    return Engine(*load(TINY), EngineOptions(memory_bytes=1 << 30))
+    return Engine(*load(TINY), EngineOptions(context=context_length(TINY) or 0, memory_bytes=1 << 30))
 
 
-def make_app(served: Served, surfaces: Sequence[Surface], limits: Limits | None = None) -> Starlette:
-    """The protocols' routes with errors in their own shapes, and nothing around them."""
-    context = Context(OneModel(served), limits or Limits(ping_s=1.0))
-    routes = [route for surface in surfaces for route in surface.routes(context)]
-    ranked = sorted(((prefix, surface) for surface in surfaces for prefix in surface.prefixes), key=lambda one: -len(one[0]))
+def app_of(served: Served, limits: Limits | None = None) -> Any:
+    """The whole application over one model."""
+    return make_app(Context(Shelf(served), limits or Limits(ping_s=1.0)), Access())
 
-    async def failed(request: HttpRequest, error: Exception) -> Response:
-        kinds = {404: Kind.UNKNOWN, 405: Kind.METHOD}
-        if isinstance(error, HTTPException):
-            problem = Problem(kinds.get(error.status_code, Kind.INVALID), error.detail)
-        else:
-            problem = problem_of(error)
-        surface = next((surface for prefix, surface in ranked if request.url.path.startswith(prefix)), surfaces[0])
-        response = surface.error(problem)
-        if problem.retry_after_s is not None:
-            response.headers["retry-after"] = str(int(problem.retry_after_s) or 1)
-        return response
 
-    return Starlette(routes=routes, exception_handlers={Exception: failed, OptiqError: failed, HTTPException: failed})
+def wait_until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait until something holds."""
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < seconds, "it did not happen in time"
+        time.sleep(0.01)
 
 
 @contextmanager

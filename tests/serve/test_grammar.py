@@ -330,3 +330,34 @@ def test_a_grammar_is_compiled_once_and_the_oldest_is_forgotten(compiler: Compil
     for number in range(64):
         compiler.compile(GrammarSpec.choice([f"other {number}"]))
     assert compiler.compile(first) is not kept
+
+
+def test_reasoning_ends_where_its_budget_is_spent(compiler: Compiler, tokenizer: Any) -> None:
+    after, word = (11, THINK_END), ids(tokenizer, "x")[0]
+    for grammar in (compiler.anything, compiler.compile(GrammarSpec.choice(["yes"]))):
+        state = grammar.start(after, budget=2)
+        for token in (word, word, *after):
+            assert not state.begun and state.mask()[token] and not state.mask()[END]
+            state.advance(token)
+        assert state.begun
+        state.rollback(2)
+        assert list(np.flatnonzero(state.mask())) == [11]
+        assert state.accepted([word]) == 0 and state.accepted(after) == 2
+        assert len(state.masks([*after, word])) >= 3
+        early = grammar.start(after, budget=2)
+        for token in after:
+            early.advance(token)
+        assert early.begun
+
+
+def test_any_text_may_follow_a_budget(compiler: Compiler, tokenizer: Any) -> None:
+    state = compiler.anything.start((THINK_END,), budget=0)
+    assert list(np.flatnonzero(state.mask())) == [THINK_END]
+    state.advance(THINK_END)
+    assert state.mask()[:4096].all() and not state.mask()[4096:].any() and state.accepts_end and not state.finished
+    copy = state.copy()
+    for token in (5, 6, IM_END):
+        state.advance(token)
+    assert state.finished and not copy.finished
+    state.rollback(4)
+    assert not state.begun and len(state) == 0

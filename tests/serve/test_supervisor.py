@@ -259,13 +259,14 @@ def test_events_keep_their_form_on_the_way():
     from optiq.kv.options import CacheOptions, Maker
     from optiq.serve import messages
     from optiq.serve.grammar import GrammarSpec
-    from optiq.serve.request import Finished, Load, Logprob, Progress, Request, Usage
+    from optiq.serve.request import Finished, Load, Logprob, Progress, Request, Scored, Usage
 
     events = [
         Token("r1", 5, "é\ud800"),
         Token("r1", 5, "", -0.5, (Logprob(5, -0.5), Logprob(6, -1.25))),
         Token("r1", 5, "x", float("-inf")),
         Progress("r1", 3, 9),
+        Progress("r1", 3, 9, (Scored(7, -0.5), Scored(8, -0.25, (Logprob(5, -0.5),)))),
         Finished("r1", Finish.STOP, Usage(3, 1, 2, 4, 5, 6, 0.5, 0.25, 0.125), "end", 7, ""),
         Finished("r1", Finish.FAILED, Usage(), error="broken"),
     ]
@@ -278,7 +279,7 @@ def test_events_keep_their_form_on_the_way():
         Request((1, 2, 3)),
         Request(
             (1,), Sampling(0.5, logit_bias={3: -1.0}, seed=1 << 62), 7, frozenset({1, 2}), ("a", "é"), (1,),
-            CacheOptions(bits=4).read(), "ad", GrammarSpec.choice(["x"]), (9,), 5, "hash", False,
+            CacheOptions(bits=4).read(), "ad", GrammarSpec.choice(["x"]), (9,), 6, 5, 4, "hash", False,
         ),
         Request((1,), caches=file),
     ]  # fmt: skip

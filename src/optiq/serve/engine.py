@@ -30,7 +30,7 @@ from optiq.models.caches import cache_arrays, cache_bytes, make_caches
 from optiq.models.marks import watch
 from optiq.serve import rows
 from optiq.serve.admission import Admission
-from optiq.serve.grammar import Compiler
+from optiq.serve.grammar import Compiler, State
 from optiq.serve.job import Job
 from optiq.serve.memory import Budget, Footprint
 from optiq.serve.prefix import Piece, PrefixCache
@@ -124,8 +124,7 @@ class Engine:
         kind = self._admission.kind(request.caches)
         request = self._admission.fitted(request)
         key: Hashable = (self.options.revision, kind, self._adapters.sha256(request.adapter), request.template)
-        grammar = None if request.grammar is None else self._grammars().compile(request.grammar).start(request.after)
-        job = Job(name, request, key, time.perf_counter(), grammar)
+        job = Job(name, request, key, time.perf_counter(), self._grammar(request))
         self.scheduler.submit(name)
         self._jobs[name] = job
         self.counters["requests"] += 1
@@ -191,6 +190,14 @@ class Engine:
         counts = len(lists.waiting), len(lists.reading), len(lists.decoding)
         return Load(*counts, held, self.prefix.bytes, self.budget.limit_bytes, counters)
 
+    def _grammar(self, request: Request) -> State | None:
+        """What limits the tokens of a reply; None where nothing does."""
+        if request.grammar is None and request.thinking_budget is None:
+            return None
+        compiler = self._grammars()
+        grammar = compiler.anything if request.grammar is None else compiler.compile(request.grammar)
+        return grammar.start(request.after, request.thinking_budget)
+
     def _grammars(self) -> Compiler:
         """Made with the first grammar."""
         if self._compiler is None:
@@ -212,7 +219,8 @@ class Engine:
         request, now = job.request, time.perf_counter()
         job.started = now
         fresh = request.caches(self.model)
-        found = self.prefix.find(job.key, request.prompt, len(request.prompt) - 1)
+        scoring = request.prompt_logprobs is not None  # which needs every token to be read
+        found = None if scoring else self.prefix.find(job.key, request.prompt, len(request.prompt) - 1)
         if found is None:
             job.caches = fresh
         else:
@@ -240,7 +248,8 @@ class Engine:
         with self._edge_of(job):
             prompt = job.request.prompt
             if job.chunk is None and job.read < len(prompt) - 1:
-                stop = next_stop(job.read, len(prompt), job.cuts, self._admission.chunk)
+                longest = self._admission.chunk if job.request.prompt_logprobs is None else GRID  # logits are V wide
+                stop = next_stop(job.read, len(prompt), job.cuts, longest)
                 job.chunk = Chunk(self.model, prompt[job.read : stop], job.caches, self._adapters.rows([job.request.adapter]))
                 mx.reset_peak_memory()
                 self._active = mx.get_active_memory()
@@ -254,11 +263,13 @@ class Engine:
     def _chunk_read(self, job: Job, chunk: Chunk) -> None:
         """A chunk is done: book it, and keep a checkpoint where one is due."""
         job.chunk = None
+        top, following = job.request.prompt_logprobs, job.request.prompt[job.read + 1 : job.read + chunk.size + 1]
+        scored = () if top is None else chunk.scored(following, top)
         job.read += chunk.size
         job.since_s += chunk.seconds
         self.budget.learn(max(0, mx.get_peak_memory() - max(self._active, mx.get_active_memory())), max(GRID, chunk.size))
         self.scheduler.read(job.name, chunk.size)
-        self._events.append(Progress(job.name, job.read, len(job.request.prompt)))
+        self._events.append(Progress(job.name, job.read, len(job.request.prompt), scored))
         if job.read in job.cuts and self.prefix.limit_bytes:
             self._keep(job)
 

@@ -19,7 +19,7 @@ from optiq.generate.sampling import Sampling
 from optiq.kv.options import Maker
 from optiq.kv.recipe import Recipe
 from optiq.serve.grammar import GrammarSpec
-from optiq.serve.request import Event, Finish, Finished, Load, Logprob, Progress, Reason, Refused, Request, Token, Usage
+from optiq.serve.request import Event, Finish, Finished, Load, Logprob, Progress, Reason, Refused, Request, Scored, Token, Usage
 
 HEAD = struct.Struct(">I")
 MOST_BYTES = 1 << 28  # of a frame: a prompt of millions of tokens is far below
@@ -76,7 +76,9 @@ def from_request(request: Request) -> dict[str, Any]:
         "adapter": request.adapter,
         "grammar": None if grammar is None else [grammar.kind, grammar.text],
         "after": request.after,
+        "thinking_budget": request.thinking_budget,
         "logprobs": request.logprobs,
+        "prompt_logprobs": request.prompt_logprobs,
         "template": request.template,
         "draft": request.draft,
     }
@@ -99,7 +101,8 @@ def to_request(value: dict[str, Any], makers: dict[str, Maker]) -> Request:
     known = makers.get(text, Maker("")) if recipe is None else Maker(text, Recipe(**recipe))
     lists = {name: tuple(value[name]) for name in ("prompt", "stops", "cuts", "after")}
     grammar = None if value["grammar"] is None else GrammarSpec(*value["grammar"])
-    same = {name: value[name] for name in ("max_tokens", "adapter", "logprobs", "template", "draft")}
+    names = ("max_tokens", "adapter", "thinking_budget", "logprobs", "prompt_logprobs", "template", "draft")
+    same = {name: value[name] for name in names}
     parts: dict[str, Any] = {**lists, **same, "sampling": Sampling(**sampling), "grammar": grammar, "caches": known}
     return Request(**parts, stop_ids=frozenset(value["stop_ids"]))
 
@@ -111,7 +114,8 @@ def from_event(event: Event) -> Value:
             return ["token", event.request, event.id, event.text]
         return ["token", event.request, event.id, event.text, event.logprob, [[top.token, top.logprob] for top in event.top]]
     if isinstance(event, Progress):
-        return ["progress", event.request, event.read, event.total]
+        scored = [[one.token, one.logprob, [[top.token, top.logprob] for top in one.top]] for one in event.scored]
+        return ["progress", event.request, event.read, event.total, scored]
     usage = astuple(event.usage)
     return ["finished", event.request, event.finish, usage, event.text, event.stopped_by, event.error]
 
@@ -128,8 +132,9 @@ def to_event(value: Value) -> Event:
                 return Token(request, token, text)
             case ["token", request, token, text, logprob, top]:
                 return Token(request, token, text, logprob, tuple(Logprob(*one) for one in top))
-            case ["progress", request, read, total]:
-                return Progress(request, read, total)
+            case ["progress", request, read, total, scored]:
+                told = (Scored(token, logprob, tuple(Logprob(*one) for one in top)) for token, logprob, top in scored)
+                return Progress(request, read, total, tuple(told))
             case ["finished", request, finish, usage, text, stopped_by, error]:
                 return Finished(request, Finish(finish), Usage(*usage), text, stopped_by, error)
     except (TypeError, ValueError) as problem:

@@ -13,8 +13,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from optiq.generate.logprobs import log_probabilities
 from optiq.models.caches import Caches, cache_arrays
 from optiq.models.marks import marks
+from optiq.serve.request import Logprob, Scored
 from optiq.serve.scheduler import GRID
 
 
@@ -32,7 +34,7 @@ class Chunk:
         self.size = len(tokens)
         self.seconds = 0.0
         with adapted, marks() as found:
-            model(mx.array([list(tokens)]), cache=caches)
+            self._logits = model(mx.array([list(tokens)]), cache=caches)  # computed only where they are asked for
         self._left = found[::-1]
         self._caches = caches
 
@@ -51,6 +53,20 @@ class Chunk:
         mx.eval(cache_arrays(self._caches))
         self.seconds += time.perf_counter() - start
         return True
+
+    def scored(self, following: Sequence[int], top: int) -> tuple[Scored, ...]:
+        """What the model thought of the tokens that follow on each of the chunk's.
+
+        Args:
+            following: as many ids as the chunk has tokens.
+            top: how many alternatives to tell.
+        """
+        logits = self._logits[0]
+        found = log_probabilities(logits, following, [min(top, logits.shape[-1])] * len(following))
+        return tuple(
+            Scored(token, one.chosen, tuple(Logprob(int(i), float(v)) for i, v in zip(one.ids, one.values, strict=True)))
+            for token, one in zip(following, found, strict=True)
+        )
 
 
 def plan_cuts(length: int, wanted: Sequence[int], every: int) -> list[int]:

@@ -41,6 +41,8 @@ class Request:
         after: token ids that end the part of the reply that the grammar leaves free (`</think>`); empty: it binds at once.
         thinking_budget: at most so many tokens come before `after`, which is written then; None for no limit.
         logprobs: tell so many alternatives with each token's log probability; None tells neither.
+        prompt_logprobs: tell the log probability of each token of the prompt but the first, with so many alternatives; None tells
+            none. Such a prompt is read from its beginning.
         template: hash of the chat template that wrote the prompt; prefixes are shared among equal ones.
         draft: whether speculation may draft tokens for it.
     """
@@ -57,6 +59,7 @@ class Request:
     after: tuple[int, ...] = ()
     thinking_budget: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     template: str = ""
     draft: bool = True
 
@@ -67,8 +70,12 @@ class Request:
             raise InputError(f"max_tokens is {self.max_tokens}, expected a whole number of at least 1")
         if "" in self.stops:
             raise InputError("a stop string is empty, expected a text")
-        if self.logprobs is not None and self.logprobs < 0:
-            raise InputError(f"logprobs is {self.logprobs}, expected a whole number of at least 0")
+        if self.thinking_budget is not None and (self.thinking_budget < 0 or not self.after):
+            raise InputError(f"thinking_budget is {self.thinking_budget}, expected at least 0, and tokens that end the reasoning")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"{name} is {value}, expected a whole number of at least 0")
 
 
 class Reason(enum.StrEnum):
@@ -131,12 +138,29 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A token of the prompt, the log probability that the model gave it, and the likeliest tokens in its place."""
+
+    token: int
+    logprob: float
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Tokens of the prompt that have been read, and its length."""
+    """How far a prompt has been read.
+
+    Args:
+        request: whose.
+        read: tokens so far.
+        total: all of its tokens.
+        scored: those that follow on the tokens read last, each in its turn; empty where not asked for.
+    """
 
     request: str
     read: int
     total: int
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Source: https://docs.anthropic.com/en/api/messages, /messages-streaming, /messag
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
@@ -24,12 +23,9 @@ from optiq.serve.http.asking import Prepared, prepared, prompt_of
 from optiq.serve.http.context import Chosen, Context, UnknownModel
 from optiq.serve.http.problem import Kind, Problem, Surface, problem_of
 from optiq.serve.http.reply import Part
-from optiq.serve.http.stream import EventStream, frame, while_connected
+from optiq.serve.http.stream import EventStream, frame
 from optiq.serve.request import Finish, Finished, Usage
 
-_log = logging.getLogger(__name__)
-
-CLIENT_LEFT = 499
 THEIR_MODELS = "claude"  # coding agents ask for models of the provider; those are what the server serves first
 OVERLOADED = 529
 PING = frame({"type": "ping"}, "ping")
@@ -63,10 +59,7 @@ def _content(problem: Problem) -> dict[str, Any]:
 
 
 def _broken(failure: Exception) -> bytes:
-    problem = problem_of(failure)
-    if problem.kind is Kind.BUG:
-        _log.error("a stream failed", exc_info=failure)
-    return frame(_content(problem), "error")
+    return frame(_content(problem_of(failure)), "error")
 
 
 @dataclass(frozen=True)
@@ -112,8 +105,8 @@ async def create(context: Context, request: Request) -> Response:
     run = Run(chosen, await prepared(chosen, wanted), not wanted.use.parallel, f"msg_{secrets.token_hex(12)}")
     if asked.stream:
         limits = context.limits
-        return EventStream(_frames(run), _broken, ping=PING, ping_s=limits.ping_s, write_s=limits.write_s)
-    return JSONResponse(await while_connected(request, _whole(run)))
+        return EventStream(_frames(run), _broken, ping=PING, ping_s=limits.ping_s)
+    return JSONResponse(await _whole(run))
 
 
 async def count(context: Context, request: Request) -> Response:
@@ -187,14 +180,7 @@ POSTS: dict[str, Answering] = {"/v1/messages": create, "/v1/messages/count_token
 
 def routes(context: Context) -> Sequence[BaseRoute]:
     """All routes of the protocol."""
-    return [Route(path, partial(_answered, answer, context), methods=["POST"]) for path, answer in POSTS.items()]
-
-
-async def _answered(answer: Answering, context: Context, request: Request) -> Response:
-    try:
-        return await answer(context, request)
-    except ClientDisconnect:
-        return Response(status_code=CLIENT_LEFT)
+    return [Route(path, partial(answer, context), methods=["POST"]) for path, answer in POSTS.items()]
 
 
 SURFACE = Surface("anthropic", ("/v1/messages",), routes, error)

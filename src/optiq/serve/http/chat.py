@@ -22,7 +22,7 @@ from optiq.serve.http.context import Chosen, Context
 from optiq.serve.http.openai_errors import broken
 from optiq.serve.http.openai_fields import usage_of
 from optiq.serve.http.reply import Part, Whole
-from optiq.serve.http.stream import EventStream, frame, while_connected
+from optiq.serve.http.stream import EventStream, frame
 from optiq.serve.http.token_text import token_texts
 from optiq.serve.parse.deltas import CallArguments, CallEnd, CallStart, Content, Reasoning
 from optiq.serve.request import Finish, Token
@@ -64,8 +64,8 @@ async def create(context: Context, request: Request) -> Response:
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": chosen.name}
     run = Run(chosen, asked, await prepared(chosen, wanted), head)
     if asked.stream:
-        return EventStream(_frames(run), broken, ping_s=context.limits.ping_s, write_s=context.limits.write_s)
-    return JSONResponse(await while_connected(request, _whole(run)))
+        return EventStream(_frames(run), broken, ping_s=context.limits.ping_s)
+    return JSONResponse(await _whole(run))
 
 
 async def _whole(run: Run) -> dict[str, Any]:

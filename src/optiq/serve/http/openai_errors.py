@@ -5,15 +5,12 @@ Source: https://platform.openai.com/docs/guides/error-codes
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 from optiq.serve.http.problem import Kind, Problem, problem_of
 from optiq.serve.http.stream import frame
-
-_log = logging.getLogger(__name__)
 
 # Kind -> type and code.
 _TYPES: dict[Kind, tuple[str, str | None]] = {
@@ -48,7 +45,4 @@ def error(problem: Problem) -> Response:
 
 def broken(error: Exception) -> bytes:
     """The last event of a stream that an exception ends."""
-    problem = problem_of(error)
-    if problem.kind is Kind.BUG:
-        _log.error("a stream failed", exc_info=error)
-    return frame(content(problem))
+    return frame(content(problem_of(error)))

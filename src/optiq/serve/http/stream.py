@@ -1,4 +1,4 @@
-"""Replies that arrive: server-sent events, and the watch for clients that leave. Knows no protocol.
+"""Replies that arrive, as server-sent events. Knows no protocol.
 
 A stream begins with its first frame, so what goes wrong before that is still an answer with a status of its own. Where the
 first frame lets wait, the stream begins without it, and says from time to time that it is alive.
@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, TypeVar
+import logging
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-T = TypeVar("T")
+from optiq.errors import OptiqError
+
+_log = logging.getLogger(__name__)
 
 PING = b": ping\n\n"  # a comment, which clients ignore
 HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
@@ -31,88 +33,48 @@ def frame(data: Any, event: str = "") -> bytes:
 
 
 class EventStream(Response):
-    """A stream of frames.
+    """A stream of frames. Whoever cancels it (`intake`, when the client is gone) closes them.
 
     Args:
-        frames: closed when the client leaves or takes nothing for `write_s`.
+        frames: of the reply.
         broken: the last frames, where an exception ends a stream that has begun.
         ping: the frame that says that the stream is alive; a comment does so before the first frame.
         ping_s: sent after so many seconds without another.
-        write_s: seconds for which a client may leave a frame unread.
     """
 
     def __init__(
-        self,
-        frames: AsyncGenerator[bytes, None],
-        broken: Callable[[Exception], bytes],
-        *,
-        ping: bytes = PING,
-        ping_s: float,
-        write_s: float,
+        self, frames: AsyncGenerator[bytes, None], broken: Callable[[Exception], bytes], *, ping_s: float, ping: bytes = PING
     ) -> None:
         self.status_code, self.background = 200, None
         self.raw_headers = list(HEADERS)
         self._frames, self._broken = frames, broken
-        self._ping, self._ping_s, self._write_s = ping, ping_s, write_s
+        self._ping, self._ping_s = ping, ping_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        left = asyncio.create_task(_left(receive))
+        begun, ping = False, PING
+        following = asyncio.ensure_future(anext(self._frames))
         try:
-            await self._send(left, send)
+            while True:
+                if not (await asyncio.wait({following}, timeout=self._ping_s))[0]:
+                    begun = await self._write(send, ping, begun)
+                    continue
+                begun, ping = await self._write(send, following.result(), begun), self._ping
+                following = asyncio.ensure_future(anext(self._frames))
+        except StopAsyncIteration:
+            await self._write(send, b"", begun, more=False)
+        except Exception as error:
+            if not begun:
+                raise
+            if not isinstance(error, OptiqError):
+                _log.error("a stream failed", exc_info=error)
+            await self._write(send, self._broken(error), begun, more=False)
         finally:
-            left.cancel()
+            following.cancel()
+            await asyncio.wait({following})
             await self._frames.aclose()
 
-    async def _send(self, left: asyncio.Task[None], send: Send) -> None:
-        begun, ping = False, PING
-        while True:
-            following = asyncio.ensure_future(anext(self._frames))
-            try:
-                while not (await asyncio.wait({following, left}, timeout=self._ping_s, return_when="FIRST_COMPLETED"))[0]:
-                    begun = await self._write(send, ping, begun)
-                if left.done():
-                    return
-                begun = await self._write(send, await following, begun)
-                ping = self._ping
-            except StopAsyncIteration:
-                await self._write(send, b"", begun, more=False)
-                return
-            except TimeoutError:
-                return  # the client takes nothing: the server closes a reply that is not whole
-            except Exception as error:
-                if not begun:
-                    raise
-                await self._write(send, self._broken(error), begun, more=False)
-                return
-            finally:
-                following.cancel()
-                await asyncio.wait({following})
-
     async def _write(self, send: Send, data: bytes, begun: bool, more: bool = True) -> bool:
-        async with asyncio.timeout(self._write_s):
-            if not begun:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        if not begun:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": data, "more_body": more})
         return True
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """A result, or `ClientDisconnect` as soon as nobody waits for it any more; the work is cancelled then.
-
-    The body must have been read.
-    """
-    task, left = asyncio.ensure_future(work), asyncio.create_task(_left(request.receive))
-    try:
-        await asyncio.wait({task, left}, return_when="FIRST_COMPLETED")
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        for one in (task, left):
-            one.cancel()
-        await asyncio.wait({task, left})
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
