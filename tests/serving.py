@@ -216,6 +216,7 @@ async def site(
     patience: Patience = QUICK,
     places: Places | None = None,
     aliases: Sequence[str] = (),
+    drain_s: float = 5.0,
 ) -> AsyncIterator[Site]:
     """The application over a scripted engine, on a free port."""
     async with supervised(chosen, patience) as engine:
@@ -223,7 +224,8 @@ async def site(
         served = Served("words", 1, Measured(engine, "words", metrics), Words(), context=100, vocabulary=1000)
         context = Context(Shelf(served, aliases), limits or Limits(), places or Places(), metrics)
         app = make_app(context, access or Access(), [service.SURFACE, surface()])
-        server, sock = make_server(app, context.limits, 5.0), bind("127.0.0.1", 0)
+        server, sock = make_server(app, context.limits, drain_s), bind("127.0.0.1", 0)
+        server.on_late = engine.stop
         done = asyncio.create_task(server.serve(sockets=[sock]))
         await until(lambda: server.started)
         try:

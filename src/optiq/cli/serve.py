@@ -86,6 +86,13 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         help="a LoRA adapter that requests can name; may be repeated",
     )
     parser.add_argument("--adapter-dir", metavar="DIR", help="adapters in it can be mounted by their folder's name while it runs")
+    parser.add_argument("--models-dir", metavar="DIR", help="models in it are loaded when a request names them, one at a time")
+    parser.add_argument(
+        "--allow-model", action="append", default=[], metavar="NAME", help="of --models-dir only this one; may be repeated"
+    )
+    parser.add_argument(
+        "--idle-s", type=float, default=0.0, metavar="S", help="end the engine after so long without requests; 0 never"
+    )
     parser.add_argument(
         "--context", type=int, default=0, metavar="N", help="tokens of prompt and reply; 0 for what the model has"
     )
@@ -144,7 +151,7 @@ def _setup(args: argparse.Namespace, events: Events) -> Setup:
     for name in ("max_tokens", "max_concurrent", "max_queue"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected a whole number of at least 1")
-    for name in ("context", "memory_gb", "prefix_gb", "drain_s", "max_body_mb"):
+    for name in ("context", "memory_gb", "prefix_gb", "drain_s", "max_body_mb", "idle_s"):
         if (getattr(args, name) or 0) < 0:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name):g}, expected at least 0")
     key = os.environ.get(KEY_VARIABLE, "") if args.api_key is None else args.api_key
@@ -154,9 +161,12 @@ def _setup(args: argparse.Namespace, events: Events) -> Setup:
     preset(family_of(text_config(path)), thinking=True, use=args.preset)  # refuses a use that nobody has settings for
     settings = {setting.name: getattr(args, setting.name) for setting in SETTINGS if getattr(args, setting.name) is not None}
     choices = Choices(settings, args.preset, args.max_tokens, args.thinking, Maker(caches.text), args.mtp, args.context)
-    plan, folder = _plan(args, path, asdict(caches)), None if args.adapter_dir is None else Path(args.adapter_dir).expanduser()
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"--adapter-dir {args.adapter_dir} is not a directory; give one whose folders are adapters")
+    plan = _plan(args, path, asdict(caches))
+    adapters, models = _folder(args, "adapter_dir"), _folder(args, "models_dir")
+    if models is not None and args.kv_config is not None:
+        raise InputError("--kv-config is for one model, and --models-dir serves several; use --kv-bits, or serve one model")
+    if args.allow_model and models is None:
+        raise InputError("--allow-model chooses among the models of --models-dir, which is not given")
     return Setup(
         path,
         _name_of(args.model or args.named, path),
@@ -165,10 +175,30 @@ def _setup(args: argparse.Namespace, events: Events) -> Setup:
         args.port,
         choices,
         tuple(args.alias),
-        Places(plan.adapters, folder),
+        Places(plan.adapters, adapters),
         Limits(body_bytes=round(args.max_body_mb * 1e6)),
         drain_s=args.drain_s,
+        models=models,
+        allowed=tuple(args.allow_model),
+        idle_s=args.idle_s,
     )
+
+
+def _folder(args: argparse.Namespace, name: str) -> Path | None:
+    """A directory that a flag names.
+
+    Raises:
+        InputError: it is none.
+    """
+    from optiq.errors import InputError
+
+    text = getattr(args, name)
+    if text is None:
+        return None
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise InputError(f"--{name.replace('_', '-')} {text} is not a directory; give one that exists")
+    return path
 
 
 def _plan(args: argparse.Namespace, path: Path, caches: dict[str, Any]) -> Plan:

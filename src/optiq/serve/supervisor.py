@@ -162,7 +162,7 @@ class Supervisor:
         """
         child = await self._spawn()
         try:
-            await self._open(child, first=True)
+            await self._open(child, first=not self.load_s)
         except BaseException:
             await child.end(0.0)
             raise

@@ -288,6 +288,23 @@ def test_the_end_drains_and_a_second_signal_does_not():
     run(test)
 
 
+def test_what_does_not_end_in_time_is_told_so():
+    async def test():
+        async with site(plan(rows=1), drain_s=0.3) as here, here.client() as client:
+            endless = {"prompt": [SLOW, 10**6], "max_tokens": 10**6}
+            running = asyncio.create_task(client.post("/text", json=endless))
+            await until(lambda: here.metrics.registry.get_sample_value(FIRST, {"model": "words"}))
+            waiting = asyncio.create_task(client.post("/text", json=endless))
+            await until(lambda: here.engine.running == 2)
+            here.server.hear(signal.SIGTERM)
+            await asyncio.wait_for(here.done, 3)
+            assert (await waiting).status_code == 503 and here.server.heard == 0
+            with pytest.raises(httpx.RemoteProtocolError):
+                await running
+
+    run(test)
+
+
 def test_adapters_are_named_never_pathed(tmp_path):
     for name in ("one", "two", ".hidden"):
         (tmp_path / "all" / name).mkdir(parents=True)

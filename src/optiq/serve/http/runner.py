@@ -10,7 +10,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import uvicorn
@@ -23,6 +23,7 @@ from optiq.serve.http.intake import ABORT
 
 HEAD_BYTES = 64 << 10  # of a request's line and headers
 BACKLOG = 512
+LAST_WORDS_S = 5.0  # to write an error at the end of what could not be finished
 KEEP_ALIVE_S = 75  # as common proxies and clients keep connections
 _logger = logging.getLogger("optiq.serve.http")
 
@@ -75,12 +76,27 @@ class Server(uvicorn.Server):
     """uvicorn's server with ends of its own for signals: it returns, and says what it heard."""
 
     heard = 0
+    drain_s: float | None = None
     on_start: Callable[[], None] = staticmethod(lambda: None)
+    on_late: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
         await super().startup(sockets)
         self.on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening and wait for what runs; what is late then is told so, and gets a little time to tell its client."""
+        late = asyncio.create_task(self._end_late(), name="drain")
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
+
+    async def _end_late(self) -> None:
+        if self.drain_s is not None and self.on_late is not None:
+            await asyncio.sleep(self.drain_s)
+            await self.on_late()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -146,7 +162,9 @@ def make_server(app: ASGIApp, limits: Limits, drain_s: float | None) -> Server:
         ws="none",
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=None if drain_s is None else drain_s + LAST_WORDS_S,  # type: ignore[arg-type]
         **settings,
     )
-    return Server(config)
+    server = Server(config)
+    server.drain_s = drain_s
+    return server
