@@ -313,7 +313,7 @@ def test_typed_errors(scripted, tiny, tokenizer):
 
 def test_a_full_line_is_an_overload(tokenizer):
     policy = Policy(max_rows=1, max_waiting=1)
-    make = partial(ScriptedEngine, tokenizer, lambda request: Script([5] * 99, step_s=0.02), policy)
+    make = partial(ScriptedEngine, tokenizer, lambda request: Script([5] * 99, step_s=0.01), policy)
     served = tiny_served(make, tokenizer)
     with listening(app_of(served)) as url, ThreadPoolExecutor(2) as pool:
         busy = [pool.submit(httpx.post, f"{url}/v1/messages", json={"messages": say("hello")}, trust_env=False) for _ in range(2)]
