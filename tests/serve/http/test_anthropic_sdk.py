@@ -33,7 +33,14 @@ THINK = {"type": "enabled", "budget_tokens": 1024}
 
 
 def client(site: Any, **options: Any) -> Anthropic:
-    return Anthropic(base_url=site.url, api_key="none", **{"max_retries": 0, **options})
+    return Anthropic(
+        base_url=site.url, api_key="none", http_client=anthropic.DefaultHttpxClient(verify=False), **{"max_retries": 0, **options}
+    )
+
+
+def plain() -> Any:
+    """Without certificates, whose loading takes longer than most tests."""
+    return anthropic.DefaultAsyncHttpxClient(verify=False)
 
 
 def say(word: str) -> list[dict[str, Any]]:
@@ -45,7 +52,7 @@ def message(site: Any, mode: str, **asked: Any) -> Any:
     asked = {"model": "tiny", "max_tokens": 300, "thinking": THINK, **asked}
 
     async def go() -> Any:
-        async with AsyncAnthropic(base_url=site.url, api_key="none", max_retries=0) as asynchronous:
+        async with AsyncAnthropic(base_url=site.url, api_key="none", max_retries=0, http_client=plain()) as asynchronous:
             if mode == "async":
                 return await asynchronous.messages.create(**asked)
             async with asynchronous.messages.stream(**asked) as stream:

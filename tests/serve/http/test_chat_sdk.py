@@ -44,7 +44,17 @@ TOOL = pydantic_function_tool(GetWeather, name="get_weather")
 
 
 def client(site: Any, **options: Any) -> OpenAI:
-    return OpenAI(base_url=f"{site.url}/v1", api_key="none", **{"max_retries": 0, **options})
+    return OpenAI(
+        base_url=f"{site.url}/v1",
+        api_key="none",
+        http_client=openai.DefaultHttpxClient(verify=False),
+        **{"max_retries": 0, **options},
+    )
+
+
+def plain() -> Any:
+    """Without certificates, whose loading takes longer than most tests."""
+    return openai.DefaultAsyncHttpxClient(verify=False)
 
 
 def say(word: str) -> list[dict[str, str]]:
@@ -56,7 +66,7 @@ def chat(site: Any, mode: str, **asked: Any) -> Any:
     asked = {"model": "tiny", **asked}
 
     async def go() -> Any:
-        async with AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as asynchronous:
+        async with AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0, http_client=plain()) as asynchronous:
             if mode == "async":
                 return await asynchronous.chat.completions.parse(**asked)
             async with asynchronous.chat.completions.stream(**asked) as stream:
