@@ -361,3 +361,18 @@ def test_any_text_may_follow_a_budget(compiler: Compiler, tokenizer: Any) -> Non
     assert state.finished and not copy.finished
     state.rollback(4)
     assert not state.begun and len(state) == 0
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "bad"),
+    [
+        ("date", "2024-02-28 2023-12-31 1999-04-30", "2023-02-29 2023-04-31 0000-01-01 2023-13-01"),
+        ("time", "00:00:00Z 23:59:59.123456+23:59", "24:00:00Z 08:27:60.41+18:35 12:00:00"),
+        ("date-time", "2024-02-28T12:30:00Z", "2023-02-30T12:30:00Z 2024-02-28 2024-02-28T12:30:61Z"),
+    ],
+)
+def test_dates_and_times_are_real(compiler: Compiler, tokenizer: Any, form: str, good: str, bad: str) -> None:
+    spec = GrammarSpec.json_schema({"type": "array", "items": {"type": "string", "format": form}})
+    for text, expected in [(text, True) for text in good.split()] + [(text, False) for text in bad.split()]:
+        assert fits(compiler, tokenizer, spec, f'["{text}"]') == expected, text
+    assert "format" in spec.text

@@ -22,7 +22,7 @@ from optiq.registry import Table
 from optiq.serve.grammar import GrammarSpec, json_options
 from optiq.serve.parse.tools import mistral, pythonic, qwen_xml
 from optiq.serve.parse.tools.schema import Tools
-from optiq.serve.schema import check_keywords
+from optiq.serve.schema import check_keywords, with_real_times
 
 Schema = Mapping[str, Any]
 Spell = Callable[[str], str]  # a word as the grammar writes it: a token's id, or its text in quotes
@@ -106,7 +106,7 @@ def _check(schema: Schema) -> None:
 
 
 def _json(schema: Schema) -> str:
-    return f"%json {json.dumps({**schema, 'x-guidance': json_options()}, ensure_ascii=False)}"
+    return f"%json {json.dumps({**with_real_times(schema), 'x-guidance': json_options()}, ensure_ascii=False)}"
 
 
 def _hermes(tools: Sequence[Tool], spell: Spell, parallel: bool) -> tuple[str, list[str]]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from optiq.errors import InputError, ModelError
 from optiq.registry import Table
-from optiq.serve.schema import check_keywords
+from optiq.serve.schema import check_keywords, with_real_times
 
 Mask = NDArray[np.bool_]
 
@@ -333,7 +333,7 @@ def _json_object(text: str) -> str:
 
 
 def _from_schema(schema: dict[str, Any]) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, overrides=json_options())
+    return LLMatcher.grammar_from_json_schema(with_real_times(schema), overrides=json_options())
 
 
 def json_options() -> Any:
