@@ -447,3 +447,20 @@ def test_models(scripted):
     assert client(scripted).models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError):
         client(scripted).models.retrieve("other")
+
+
+@pytest.mark.parametrize("asked", [{"model": "tiny:sql"}, {"model": "sql"}, {"model": "tiny", "extra_body": {"adapter": "sql"}}])
+def test_adapters_are_chosen_by_request(scripted, asked):
+    asyncio.run(scripted.gateway.mount("sql", "/anywhere"))
+    try:
+        done = client(scripted).chat.completions.create(messages=say("hello"), **asked)
+        assert done.model == "tiny:sql" and scripted.gateway.requests[-1].adapter == "sql"
+        client(scripted).completions.create(prompt="x", **asked)
+        assert scripted.gateway.requests[-1].adapter == "sql"
+        client(scripted).responses.create(input="x", **asked)
+        assert scripted.gateway.requests[-1].adapter == "sql"
+        assert [model.id for model in client(scripted).models.list().data] == ["tiny", "tiny:sql"]
+    finally:
+        asyncio.run(scripted.gateway.unmount("sql"))
+    with pytest.raises(openai.NotFoundError):
+        client(scripted).chat.completions.create(messages=say("hello"), **asked)
