@@ -266,7 +266,7 @@ def test_events_keep_their_form_on_the_way():
         Token("r1", 5, "", -0.5, (Logprob(5, -0.5), Logprob(6, -1.25))),
         Token("r1", 5, "x", float("-inf")),
         Progress("r1", 3, 9),
-        Progress("r1", 3, 9, (Scored(7, -0.5), Scored(8, -0.25, (Logprob(5, -0.5),)))),
+        Progress("r1", 3, 9, 2, (Scored(7, -0.5), Scored(8, -0.25, (Logprob(5, -0.5),)))),
         Finished("r1", Finish.STOP, Usage(3, 1, 2, 4, 5, 6, 0.5, 0.25, 0.125), "end", 7, ""),
         Finished("r1", Finish.FAILED, Usage(), error="broken"),
     ]

@@ -245,6 +245,7 @@ class Engine:
         job.begin_text(self.tokenizer)
         self.counters["prompt_tokens"] += len(request.prompt)
         self.counters["cached_tokens"] += job.read
+        self._events.append(Progress(job.name, job.read, len(request.prompt), cached=job.read))
 
     def _read_on(self, slice_s: float | None) -> None:
         """Read at prompts in their turn for so many seconds; without a limit, one chunk."""
@@ -284,7 +285,7 @@ class Engine:
         job.since_s += chunk.seconds
         self.budget.learn(max(0, mx.get_peak_memory() - max(self._active, mx.get_active_memory())), max(GRID, chunk.size))
         self.scheduler.read(job.name, chunk.size)
-        self._events.append(Progress(job.name, job.read, len(job.request.prompt), scored))
+        self._events.append(Progress(job.name, job.read, len(job.request.prompt), job.usage.cached_tokens, scored))
         if job.read in job.cuts and self.prefix.limit_bytes:
             self._keep(job)
 

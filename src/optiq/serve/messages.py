@@ -115,7 +115,7 @@ def from_event(event: Event) -> Value:
         return ["token", event.request, event.id, event.text, event.logprob, [[top.token, top.logprob] for top in event.top]]
     if isinstance(event, Progress):
         scored = [[one.token, one.logprob, [[top.token, top.logprob] for top in one.top]] for one in event.scored]
-        return ["progress", event.request, event.read, event.total, scored]
+        return ["progress", event.request, event.read, event.total, event.cached, scored]
     usage = astuple(event.usage)
     return ["finished", event.request, event.finish, usage, event.text, event.stopped_by, event.error]
 
@@ -132,9 +132,9 @@ def to_event(value: Value) -> Event:
                 return Token(request, token, text)
             case ["token", request, token, text, logprob, top]:
                 return Token(request, token, text, logprob, tuple(Logprob(*one) for one in top))
-            case ["progress", request, read, total, scored]:
+            case ["progress", request, read, total, cached, scored]:
                 told = (Scored(token, logprob, tuple(Logprob(*one) for one in top)) for token, logprob, top in scored)
-                return Progress(request, read, total, tuple(told))
+                return Progress(request, read, total, cached, tuple(told))
             case ["finished", request, finish, usage, text, stopped_by, error]:
                 return Finished(request, Finish(finish), Usage(*usage), text, stopped_by, error)
     except (TypeError, ValueError) as problem:

@@ -148,18 +148,20 @@ class Scored:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a prompt has been read.
+    """How far a prompt has been read; the first one is told when the request starts.
 
     Args:
         request: whose.
         read: tokens so far.
         total: all of its tokens.
+        cached: how many were known from earlier prompts.
         scored: those that follow on the tokens read last, each in its turn; empty where not asked for.
     """
 
     request: str
     read: int
     total: int
+    cached: int = 0
     scored: tuple[Scored, ...] = ()
 
 

@@ -202,6 +202,8 @@ def test_cached_tokens_are_told(tiny):
     first, second = (client(tiny).messages.create(**asked).usage for _ in range(2))
     assert first.cache_read_input_tokens == 0 and second.cache_read_input_tokens >= 64
     assert first.input_tokens == second.input_tokens + second.cache_read_input_tokens
+    start = next(iter(client(tiny).messages.create(stream=True, **asked))).message.usage
+    assert (start.input_tokens, start.cache_read_input_tokens) == (second.input_tokens, second.cache_read_input_tokens)
 
 
 class Weather(BaseModel):

@@ -299,6 +299,16 @@ def test_calls_are_enforced(tiny, choice, thinks):
         assert done.choices[0].finish_reason == "tool_calls"
 
 
+def test_cached_tokens_are_told_where_one_call_ends_the_reply(tiny):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    for known in (False, True):
+        done = client(tiny).chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "a fox and a crow " * 40}], tools=[tool], tool_choice="required",
+            parallel_tool_calls=False, reasoning_effort="none",
+        )  # fmt: skip
+        assert done.choices[0].message.tool_calls and (done.usage.prompt_tokens_details.cached_tokens >= 64) == known
+
+
 def test_no_calls_where_none_may_be(scripted):
     done = client(scripted).chat.completions.create(model="tiny", messages=say("call"), tools=[WEATHER], tool_choice="none")
     assert done.choices[0].message.tool_calls is None and "get_weather" in done.choices[0].message.content

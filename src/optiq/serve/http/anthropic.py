@@ -143,7 +143,8 @@ async def _frames(run: Run) -> AsyncGenerator[bytes, None]:
         async for part in parts:
             if not begun:
                 begun = True
-                start = run.message([], None, None, Usage(len(run.prepared.request.prompt)))
+                cached = 0 if part.progress is None else part.progress.cached
+                start = run.message([], None, None, Usage(len(run.prepared.request.prompt), cached))
                 yield frame({"type": "message_start", "message": start}, "message_start") + PING
             events = blocks.add(part.deltas)
             if part.finished is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from optiq.serve.gateway import Gateway, Unavailable
@@ -58,10 +58,11 @@ async def parts(
     async with aclosing(gateway.run(request)) as events:
         async for event in events:
             if isinstance(event, Progress):
+                usage = replace(usage, cached_tokens=event.cached)
                 yield Part(progress=event)
             elif isinstance(event, Token):
                 reasoning = output.thinking
-                usage = Usage(usage.prompt_tokens, tokens=usage.tokens + 1)
+                usage = replace(usage, tokens=usage.tokens + 1)
                 deltas = output.add(event.text)
                 if one_call and any(isinstance(delta, CallEnd) and not delta.broken for delta in deltas):
                     yield Part(up_to_call(deltas), event, reasoning)
