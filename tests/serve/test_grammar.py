@@ -376,3 +376,25 @@ def test_dates_and_times_are_real(compiler: Compiler, tokenizer: Any, form: str,
     for text, expected in [(text, True) for text in good.split()] + [(text, False) for text in bad.split()]:
         assert fits(compiler, tokenizer, spec, f'["{text}"]') == expected, text
     assert "format" in spec.text
+
+
+def test_a_reply_may_open_its_reasoning_itself(compiler: Compiler, tokenizer: Any) -> None:
+    think, word = 4094, ids(tokenizer, "x")[0]
+    for grammar in (compiler.anything, compiler.compile(GrammarSpec.choice(["yes"]))):
+        state = grammar.start((THINK_END,), budget=2, opening=think)
+        assert state.begun and state.mask()[think]
+        for token in (think, word, word):
+            state.advance(token)
+            assert not state.begun
+        assert list(np.flatnonzero(state.mask())) == [THINK_END]
+        state.advance(THINK_END)
+        assert state.begun and state.accepted(ids(tokenizer, "yes")) == len(ids(tokenizer, "yes"))
+        state.rollback(4)
+        assert state.begun and len(state) == 0 and state.mask()[think]
+        plain = grammar.start((THINK_END,), opening=think)
+        for token in ids(tokenizer, "yes"):
+            plain.advance(token)
+        assert plain.accepts_end
+    strict = compiler.compile(GrammarSpec.choice(["yes"])).start((THINK_END,), opening=think)
+    assert not strict.mask()[word] and not strict.mask()[list(compiler.breaks)].any()
+    assert len(strict.masks([think, word, THINK_END])) == 4

@@ -140,3 +140,8 @@ def test_options_cannot_take_the_place_of_the_conversation() -> None:
     template = ChatTemplate("{{ messages[0].content }}{{ bos_token }}{{ extra }}", {"bos_token": "B"})
     options = {"messages": [message("user", "other")], "bos_token": "X", "extra": "!"}
     assert template.render([message("user", "mine")], options=options) == "mineB!"
+
+
+def test_results_have_the_name_of_their_tool(tokenizer: Any) -> None:
+    template = "{% for m in messages %}{% if m.role == 'tool' %}{{ m.name }}={{ m.content }}{% endif %}{% endfor %}"
+    assert Prompter(tokenizer, template).chat(TALK).text == "f=result"

@@ -279,7 +279,7 @@ def test_events_keep_their_form_on_the_way():
         Request((1, 2, 3)),
         Request(
             (1,), Sampling(0.5, logit_bias={3: -1.0}, seed=1 << 62), 7, frozenset({1, 2}), ("a", "é"), (1,),
-            CacheOptions(bits=4).read(), "ad", GrammarSpec.choice(["x"]), (9,), 6, 5, 4, "hash", False,
+            CacheOptions(bits=4).read(), "ad", GrammarSpec.choice(["x"]), (9,), 8, 6, 5, 4, "hash", False,
         ),
         Request((1,), caches=file),
     ]  # fmt: skip

@@ -207,7 +207,7 @@ class Engine:
             return None
         compiler = self._grammars()
         grammar = compiler.anything if request.grammar is None else compiler.compile(request.grammar)
-        return grammar.start(request.after, request.thinking_budget)
+        return grammar.start(request.after, request.thinking_budget, request.opening)
 
     def _grammars(self) -> Compiler:
         """Made with the first grammar."""

@@ -7,7 +7,8 @@ from `Grammar.start`. The parser is llguidance. Knows tokens and their bytes; kn
     every token but stop tokens  | beside the grammar's first token  | what it allows     | where it is complete
 
 The first two parts exist where the state is told how reasoning ends. Templates write line breaks behind `</think>`, so models
-expect them there; they are no part of the grammar's text. Reasoning may have a budget: when it is spent, nothing but its end may
+expect them there; they are no part of the grammar's text. Some models open the reasoning themselves, with their first token or
+not at all. Reasoning may have a budget: when it is spent, nothing but its end may
 come. A reply of any text may have one, too (`Compiler.anything`).
 """
 
@@ -127,24 +128,33 @@ class Grammar:
         self.compiler = compiler
         self._matcher = matcher
 
-    def start(self, after: Sequence[int] = (), budget: int | None = None) -> State:
+    def start(self, after: Sequence[int] = (), budget: int | None = None, opening: int | None = None) -> State:
         """The state of a new row.
 
         Args:
             after: token ids that end the model's reasoning; the grammar begins behind their first appearance in the reply. None
                 of them: it begins at once.
             budget: at most so many tokens of reasoning come before `after`, which is all that may come then.
+            opening: the reply reasons only where this is its first token; None: it begins within its reasoning.
         """
-        return State(self.compiler, _copied(self._matcher), tuple(after), budget)
+        return State(self.compiler, _copied(self._matcher), tuple(after), budget, opening)
 
 
 class State:
     """Where one row stands; made by `Grammar.start`."""
 
-    def __init__(self, compiler: Compiler, matcher: LLMatcher | None, after: tuple[int, ...], budget: int | None = None) -> None:
-        self._compiler, self._matcher, self._after, self._budget = compiler, matcher, after, budget
-        self._reasoning: list[int] = []  # the reply up to the end of its reasoning
-        self._begun = not after
+    def __init__(
+        self,
+        compiler: Compiler,
+        matcher: LLMatcher | None,
+        after: tuple[int, ...],
+        budget: int | None = None,
+        opening: int | None = None,
+    ) -> None:
+        self._compiler, self._matcher, self._after = compiler, matcher, after
+        self._budget, self._opening = budget, opening
+        self._reasoning: list[int] = []  # the reply up to the end of its reasoning, with what opened it
+        self._begun = not after or opening is not None
         self._broken = 0  # tokens of line breaks behind it: 0 or 1
         self._taken = 0  # tokens of the grammar's text
         self._ended = False  # a stop token came
@@ -189,6 +199,8 @@ class State:
         found[: len(known)] = known
         if self._may_break:
             found[list(self._compiler.breaks)] = 1
+        if self._may_open:
+            found[self._opening] = 1
         mask = found.view(np.bool_)
         if not mask.any():
             raise InputError(f"the grammar cannot go on after {len(self)} tokens: the model has no token for what it asks for")
@@ -254,11 +266,11 @@ class State:
             self._broken, count = 0, count - 1
         if count:
             del self._reasoning[-count:]
-            self._begun = False
+            self._begun = self._opening is not None and not self._reasoning
 
     def copy(self) -> State:
         """A second state that goes its own way from here."""
-        other = State(self._compiler, _copied(self._matcher), self._after, self._budget)
+        other = State(self._compiler, _copied(self._matcher), self._after, self._budget, self._opening)
         other._reasoning, other._begun = list(self._reasoning), self._begun
         other._broken, other._taken, other._ended = self._broken, self._taken, self._ended
         return other
@@ -268,14 +280,19 @@ class State:
         """The only token that may come, where the budget of the reasoning is spent."""
         if self._begun or self._budget is None:
             return None
-        beyond = len(self._reasoning) - self._budget
+        beyond = len(self._reasoning) - (self._opening is not None) - self._budget
         return self._after[beyond] if beyond >= 0 else None
+
+    @property
+    def _may_open(self) -> bool:
+        """Whether the reply may begin with its reasoning."""
+        return self._opening is not None and not len(self)
 
     @property
     def _may_break(self) -> bool:
         """Whether a token of line breaks may come that is no part of the grammar's text."""
         beginning = self._begun and not self._broken and not self._taken and not self._ended
-        return beginning and bool(self._after) and self._matcher is not None
+        return beginning and bool(self._after) and self._matcher is not None and not self._may_open
 
     def _allows(self, token: int) -> bool:
         if not 0 <= token < self._compiler.width:
@@ -284,6 +301,8 @@ class State:
             return token == due
         if not self._begun:
             return bool(self._compiler.reasoning[token])
+        if self._may_open and token == self._opening:
+            return True
         if token in self._compiler.stops:
             return self.accepts_end
         return self._fits(token) or (self._may_break and token in self._compiler.breaks)
@@ -296,7 +315,7 @@ class State:
 
     def _take(self, token: int) -> None:
         """Go on by a token that may come."""
-        if not self._begun:
+        if not self._begun or (self._may_open and token == self._opening):
             self._reasoning.append(token)
             self._begun = tuple(self._reasoning[-len(self._after) :]) == self._after
         elif token in self._compiler.stops:

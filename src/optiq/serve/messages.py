@@ -76,6 +76,7 @@ def from_request(request: Request) -> dict[str, Any]:
         "adapter": request.adapter,
         "grammar": None if grammar is None else [grammar.kind, grammar.text],
         "after": request.after,
+        "opening": request.opening,
         "thinking_budget": request.thinking_budget,
         "logprobs": request.logprobs,
         "prompt_logprobs": request.prompt_logprobs,
@@ -101,7 +102,7 @@ def to_request(value: dict[str, Any], makers: dict[str, Maker]) -> Request:
     known = makers.get(text, Maker("")) if recipe is None else Maker(text, Recipe(**recipe))
     lists = {name: tuple(value[name]) for name in ("prompt", "stops", "cuts", "after")}
     grammar = None if value["grammar"] is None else GrammarSpec(*value["grammar"])
-    names = ("max_tokens", "adapter", "thinking_budget", "logprobs", "prompt_logprobs", "template", "draft")
+    names = ("max_tokens", "adapter", "opening", "thinking_budget", "logprobs", "prompt_logprobs", "template", "draft")
     same = {name: value[name] for name in names}
     parts: dict[str, Any] = {**lists, **same, "sampling": Sampling(**sampling), "grammar": grammar, "caches": known}
     return Request(**parts, stop_ids=frozenset(value["stop_ids"]))

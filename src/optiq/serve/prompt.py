@@ -90,7 +90,7 @@ class Prompter:
         options = dict(options or {})
         if prefill is not None:
             options["enable_thinking"] = False
-        form, text = self._first_form(messages, tools, options)
+        form, text = self._first_form(_named(messages), tools, options)
         lengths = self._shared(form, tools, options, text)
         thinks = self._thinks(form, tools, options, text)
         text += prefill or ""
@@ -176,6 +176,17 @@ def _forms(messages: Sequence[Message], keeps_later_system: bool) -> Iterator[li
             if form and form not in seen:
                 seen.append(form)
                 yield [_with_arguments(message, convert) for message in form]
+
+
+def _named(messages: Sequence[Message]) -> list[Message]:
+    """Results of tools with the tool's name, which some templates want and most clients leave to the call's id."""
+    names = {call["id"]: call["function"]["name"] for message in messages for call in message.get("tool_calls") or ()}
+    return [
+        {**message, "name": names[message["tool_call_id"]]}
+        if message["role"] == "tool" and "name" not in message and message.get("tool_call_id") in names
+        else message
+        for message in messages
+    ]
 
 
 def _led(messages: Sequence[Message], keeps_later_system: bool) -> list[Message]:

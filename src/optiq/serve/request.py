@@ -39,6 +39,7 @@ class Request:
         adapter: name of a mounted adapter, or None.
         grammar: what the reply must match, or None.
         after: token ids that end the part of the reply that the grammar leaves free (`</think>`); empty: it binds at once.
+        opening: the token that opens such a part, with which the reply may begin or not; None: the prompt has opened it.
         thinking_budget: at most so many tokens come before `after`, which is written then; None for no limit.
         logprobs: tell so many alternatives with each token's log probability; None tells neither.
         prompt_logprobs: tell the log probability of each token of the prompt but the first, with so many alternatives; None tells
@@ -57,6 +58,7 @@ class Request:
     adapter: str | None = None
     grammar: GrammarSpec | None = None
     after: tuple[int, ...] = ()
+    opening: int | None = None
     thinking_budget: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None

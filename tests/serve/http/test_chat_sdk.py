@@ -14,7 +14,7 @@ from openai import AsyncOpenAI, OpenAI, pydantic_function_tool
 from pydantic import BaseModel, Field
 
 from optiq.models.load import load
-from serve_locally import TINY, wait_until
+from serve_locally import TINY, app_of, listening, tiny_engine, tiny_served, wait_until
 
 MODES = ["sync", "sync-stream", "async", "async-stream"]
 
@@ -474,3 +474,25 @@ def test_adapters_are_chosen_by_request(scripted, asked):
         asyncio.run(scripted.gateway.unmount("sql"))
     with pytest.raises(openai.NotFoundError):
         client(scripted).chat.completions.create(messages=say("hello"), **asked)
+
+
+def test_models_that_open_their_reasoning_themselves(tokenizer):
+    template = (TINY / "chat_template.jinja").read_text()
+    unopened = template.replace("{{- '<think>\\n' }}", "")
+    assert unopened != template
+    served = tiny_served(tiny_engine, tokenizer, template=unopened, template_sha256="")
+    asked = {
+        "model": "tiny", "messages": say("hello"), "max_tokens": 300, "seed": 1, "extra_body": {"thinking_budget": 3},
+        "response_format": {"type": "regex", "grammar": "[abc]{4}"},
+    }  # fmt: skip
+    with listening(app_of(served)) as url:
+        ask = OpenAI(
+            base_url=f"{url}/v1", api_key="none", http_client=openai.DefaultHttpxClient(verify=False)
+        ).chat.completions.create
+        forced = ask(**asked, logit_bias={"4094": 100})
+        assert set(forced.choices[0].message.content) <= set("abc") and len(forced.choices[0].message.content) == 4
+        assert forced.usage.completion_tokens_details.reasoning_tokens >= 3
+        without = ask(**asked, logit_bias={"4094": -100})
+        assert set(without.choices[0].message.content) <= set("abc")
+        assert without.usage.completion_tokens_details.reasoning_tokens == 0
+    served.gateway.close()

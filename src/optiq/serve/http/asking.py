@@ -140,12 +140,9 @@ def prompter(tokenizer: Any, template: str) -> Prompter:
 def _prepare(chosen: Chosen, asked: Asked) -> Prepared:
     served = chosen.served
     prompt = _prompt(served, asked)
-    request = request_of(
-        chosen, prompt.ids, asked, prompt.thinks, cuts=prompt.cuts, grammar=_grammar(served, asked, prompt.shape)
-    )
-    request = replace(request, after=_close(served, prompt.shape))
-    if asked.thinking.budget is not None and prompt.shape.opened:
-        request = replace(request, thinking_budget=asked.thinking.budget)
+    grammar = _grammar(served, asked, prompt.shape)
+    request = request_of(chosen, prompt.ids, asked, prompt.thinks, cuts=prompt.cuts, grammar=grammar)
+    request = _reasoning(served, request, prompt, asked.thinking.budget)
     return Prepared(request, prompt.shape, prompt)
 
 
@@ -242,8 +239,18 @@ def _tool(function: Mapping[str, Any]) -> Tool:
     return Tool(function["name"], parameters if parameters else calls.ANYTHING, bool(function.get("strict")))
 
 
-def _close(served: Served, shape: Shape) -> tuple[int, ...]:
-    """The tokens that end the reasoning in which the reply begins."""
-    if not shape.opened or shape.tags is None:
-        return ()
-    return tuple(int(token) for token in served.tokenizer.encode(shape.tags.close, add_special_tokens=False))
+def _reasoning(served: Served, request: Request, prompt: Prompt, budget: int | None) -> Request:
+    """The request with what begins and what ends the reasoning; as it is where the reply does not reason."""
+    tags = prompt.shape.tags
+    if tags is None or not prompt.thinks:
+        return request
+    opening = None if prompt.shape.opened else _ids(served, tags.open)
+    if opening is not None and len(opening) != 1:
+        return request  # a grammar binds at once then
+    return replace(
+        request, after=_ids(served, tags.close), opening=None if opening is None else opening[0], thinking_budget=budget
+    )
+
+
+def _ids(served: Served, text: str) -> tuple[int, ...]:
+    return tuple(int(token) for token in served.tokenizer.encode(text, add_special_tokens=False))
