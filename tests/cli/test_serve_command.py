@@ -78,6 +78,7 @@ def test_it_serves_both_protocols_and_drains_at_the_end(tmp_path):
             os.kill(told["engine_pid"], 0)
 
 
+@pytest.mark.slow
 def test_an_interrupt_from_a_terminal_drains_and_the_second_one_ends():
     with serving("--model", TINY, "--api-key", "k") as (child, told, client):
         assert client.get("/health").status_code == 401
@@ -93,6 +94,7 @@ def test_an_interrupt_from_a_terminal_drains_and_the_second_one_ends():
             assert child.wait(5) == 130
 
 
+@pytest.mark.slow
 def test_the_engine_dies_with_a_killed_server():
     with serving(TINY) as (child, told, client), client.stream("POST", "/v1/chat/completions", json=_endless()) as reply:
         lines = reply.iter_lines()
@@ -138,6 +140,7 @@ def test_what_cannot_be_served_is_one_line(words, message, capsys, monkeypatch):
     assert message in told and len(told.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_what_only_the_engine_can_see_is_one_line_too(tmp_path, capsys):
     for words, message in (
         (["--adapter", str(tmp_path / "none")], "adapter 'none'"),

@@ -129,6 +129,7 @@ def test_what_is_full_or_down_says_when_to_come_back():
     run(test)
 
 
+@pytest.mark.slow
 def test_a_lost_engine_before_the_first_token_is_a_503():
     async def test():
         async with site() as here, here.client() as client:
@@ -230,7 +231,7 @@ def test_heads_have_a_size_and_a_time():
     run(test)
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_client_that_leaves_cancels_its_request(stream):
     async def test():
         async with site(plan(rows=1, waiting=2)) as here, here.client() as client:
@@ -250,6 +251,7 @@ def test_a_client_that_leaves_cancels_its_request(stream):
     run(test)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_dropped():
     async def test():
         async with site(limits=Limits(write_s=0.3)) as here:
@@ -288,6 +290,7 @@ def test_the_end_drains_and_a_second_signal_does_not():
     run(test)
 
 
+@pytest.mark.slow
 def test_what_does_not_end_in_time_is_told_so():
     async def test():
         async with site(plan(rows=1), drain_s=0.3) as here, here.client() as client:
