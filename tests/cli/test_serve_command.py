@@ -148,3 +148,47 @@ def test_what_only_the_engine_can_see_is_one_line_too(tmp_path, capsys):
     ):
         assert edge.main(["serve", str(TINY), "--port", "0", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_engine_is_told_in_each_protocol_and_comes_back():
+    with serving(TINY, "--memory-gb", 1, "--prefill-chunk", 64) as (child, told, client):
+        asked = {"model": "tiny-qwen3.5", "max_tokens": 4000, "messages": [{"role": "user", "content": "x"}], "stream": True}
+        for path, body in (("/v1/chat/completions", _endless()), ("/v1/messages", asked)):
+            engine = _engine(child)
+            with client.stream("POST", path, json=body) as reply:
+                lines = reply.iter_lines()
+                for _ in range(4):
+                    next(lines)
+                os.kill(engine, signal.SIGKILL)
+                rest = [line for line in lines if line]
+            assert any("error" in line for line in rest[-3:]), rest[-3:]
+            down = client.post(path, json=body | {"stream": False})
+            assert down.status_code == 503 and int(down.headers["retry-after"]) >= 1
+            start = time.monotonic()
+            while client.get("/ready").status_code != 200:
+                assert time.monotonic() - start < 30 and client.get("/health").status_code == 200
+                time.sleep(0.05)
+            assert chat(client, max_tokens=3).status_code == 200 and child.poll() is None
+
+
+@pytest.mark.slow
+def test_a_client_that_leaves_while_its_prompt_is_read_cancels_it():
+    with serving(TINY, "--memory-gb", 1, "--prefill-chunk", 64) as (_, _, client):
+        body = {"prompt": list(range(100, 4000)), "max_tokens": 2}
+        for stream in (True, False):
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/completions", json=body | {"stream": stream}, timeout=0.1)
+            start = time.monotonic()
+            while 'state="reading"} 1' in _metrics(client):
+                assert time.monotonic() - start < 5
+        assert 'optiq_engine_finished_cancelled_total{model="tiny-qwen3.5"} 2.0' in _metrics(client)
+
+
+def _metrics(client):
+    return client.get("/metrics").text
+
+
+def _engine(child):
+    """The process id of a server's engine."""
+    return int(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()[-1])
