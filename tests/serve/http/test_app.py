@@ -154,6 +154,8 @@ def test_hosts_and_origins():
             for origin in origins:
                 reply = await client.get("/health", headers={"origin": origin, "host": f"my.name:{here.port}"})
                 assert reply.status_code == 200 and reply.headers["access-control-allow-origin"] == origin
+                lost = await client.get("/nowhere", headers={"origin": origin, "host": f"my.name:{here.port}"})
+                assert lost.status_code == 404 and lost.headers["access-control-allow-origin"] == origin
             for origin in ("null", "https://evil.example", "http://localhost.evil.example", "https://page.example.evil", "x"):
                 reply = await client.post("/text", json={"prompt": [SAY, 1]}, headers={"origin": origin})
                 assert reply.status_code == 403 and "access-control-allow-origin" not in reply.headers, origin
