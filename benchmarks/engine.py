@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +30,8 @@ def mtp(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def streams(settings: argparse.Namespace) -> dict[str, Any]:
-    """Eight streams over one."""
-    return engine_load.streams(uniform4(), settings.repeats)
+    """Eight streams over one, and over llama.cpp's server."""
+    return engine_load.streams(uniform4(), settings.repeats, settings.threads)
 
 
 def gaps(settings: argparse.Namespace) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), metavar="PART,…", help="parts to measure")
     parser.add_argument("--repeats", type=int, default=5, help="of each timed run")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of llama.cpp's server")
     parser.add_argument("--prompts", type=int, default=200, help="chat prompts")
     parser.add_argument("--dry", action="store_true", help="print the rows, write no result")
     settings = parser.parse_args()

@@ -1,4 +1,6 @@
-"""The engine under load: many streams, a long prompt beside a stream, a second turn, random cancels. Parts of `engine.py`.
+"""The engine under load: many streams (beside llama.cpp's server), a long prompt beside a stream, a second turn, random cancels.
+
+Parts of `engine.py`.
 
 In: the quantized random checkpoint of the 0.8B shapes; for cancels the embedded model. Out: seconds, and the bars made of them.
 Sides take turns; medians.
@@ -6,16 +8,20 @@ Sides take turns; medians.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optiq  # isort: skip  # before MLX, which it gives a fast BLAS
 
+import peer_llama
 from harness import Bar
+from llama_server import LlamaServer
 
 from optiq.generate.sampling import Sampling
 from optiq.serve.engine import Engine, EngineOptions
@@ -49,26 +55,60 @@ def timed(target: Engine) -> list[tuple[float, Event]]:
     return found
 
 
-def streams(model_dir: Path, repeats: int) -> dict[str, Any]:
-    """Tokens per second of one stream, and of eight that start together; reading included."""
-    target = engine(model_dir, prefix_bytes=0)
-    found: dict[str, list[float]] = {"one": [], "many": []}
-    for repeat in range(repeats + 1):
-        for name, count in (("one", 1), ("many", STREAMS)):
-            start = time.perf_counter()
-            for n in range(count):
-                target.submit(Request(prompt(PROMPT, 100 * repeat + n), max_tokens=NEW))
-            timed(target)
+def streams(model_dir: Path, repeats: int, threads: int) -> dict[str, Any]:
+    """Tokens per second of one stream, of many that start together, and of llama.cpp's server with as many; reading included."""
+    found: dict[str, Any] = {"one": [], "many": [], "llama": {name: [] for name in peer_llama.QUANTIZATIONS}}
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(LlamaServer(name, threads, STREAMS, PROMPT + NEW)) for name in peer_llama.QUANTIZATIONS]
+        target = engine(model_dir, prefix_bytes=0)
+        for repeat in range(repeats + 1):
+            prompts = [prompt(PROMPT, 100 * repeat + n) for n in range(STREAMS)]
+            took = {peer.quantization: peer.run(prompts, NEW) for peer in peers}
+            many, one = (_replies(target, asked) for asked in (prompts, prompts[:1]))
             if repeat:  # the first warms up
-                found[name].append(count * NEW / (time.perf_counter() - start))
-    return {"streams": STREAMS, "prompt": PROMPT, "new": NEW, "tokens_per_s": found}
+                found["one"].append(NEW / one)
+                found["many"].append(STREAMS * NEW / many)
+                for name, seconds in took.items():
+                    found["llama"][name].append(STREAMS * NEW / seconds)
+    return {"streams": STREAMS, "prompt": PROMPT, "new": NEW, "llama": peer_llama.description(), "tokens_per_s": found}
+
+
+def _replies(target: Engine, prompts: Sequence[tuple[int, ...]]) -> float:
+    """Seconds until every prompt, all submitted at once, has its reply of `NEW` tokens."""
+    start = time.perf_counter()
+    for ids in prompts:
+        target.submit(Request(ids, max_tokens=NEW))
+    timed(target)
+    return time.perf_counter() - start
 
 
 def streams_bars(part: dict[str, Any]) -> list[Bar]:
-    """Many streams over one."""
-    one, many = (statistics.median(part["tokens_per_s"][name]) for name in ("one", "many"))
-    what = f"tokens per second of {part['streams']} streams over one; {part['prompt']} prompt and {part['new']} new tokens each"
-    return [Bar("4.streams", what, many / one, "x", 3.0, ">=", f"one stream {one:.1f} tok/s; {part['streams']}: {many:.1f}")]
+    """Many streams over one, and over llama.cpp's server."""
+    rates = part["tokens_per_s"]
+    one, many = (statistics.median(rates[name]) for name in ("one", "many"))
+    each = f"{part['prompt']} prompt and {part['new']} new tokens each, reading included"
+    best = max(rates["llama"], key=lambda name: statistics.median(rates["llama"][name]))
+    theirs = statistics.median(rates["llama"][best])
+    return [
+        Bar(
+            "4.streams",
+            f"tokens per second of {part['streams']} streams over one; {each}",
+            many / one,
+            "x",
+            3.0,
+            ">=",
+            f"one stream {one:.1f} tok/s; {part['streams']}: {many:.1f}",
+        ),
+        Bar(
+            "4.streams_over_llama",
+            f"tokens per second of {part['streams']} streams over llama.cpp's server with as many; {each}",
+            many / theirs,
+            "x",
+            1.0,
+            ">=",
+            f"llama-server {best} {theirs:.1f} tok/s; ours {many:.1f}",
+        ),
+    ]
 
 
 def gaps(model_dir: Path) -> dict[str, Any]:

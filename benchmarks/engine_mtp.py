@@ -12,7 +12,7 @@ import dataclasses
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,12 @@ class Replay:
         """See `Drafter`."""
         self._read += tokens.size
 
-    def draft(self, last: mx.array, count: int, draw: Draw) -> mx.array:
+    @staticmethod
+    def draft(rows: Sequence[Replay], last: mx.array, count: int, draw: Draw) -> mx.array:
         """See `Drafter`."""
+        return mx.stack([row._guesses(count) for row in rows])
+
+    def _guesses(self, count: int) -> mx.array:
         at = self._read + 1
         true = [self._text[place] if place < len(self._text) else 0 for place in range(at, at + count)]
         return mx.array([token if self._random.random() < self._acceptance else token + 1 for token in true])
@@ -84,9 +88,11 @@ class Working(Replay):
         super().seen(tokens, hidden)
         self._head.seen(tokens, hidden)
 
-    def draft(self, last: mx.array, count: int, draw: Draw) -> mx.array:
+    @staticmethod
+    def draft(rows: Sequence[Working], last: mx.array, count: int, draw: Draw) -> mx.array:
         """See `Drafter`."""
-        return mx.depends(super().draft(last, count, draw), self._head.draft(last, count, draw))
+        worked = HeadDrafter.draft([row._head for row in rows], last, count, draw)
+        return mx.depends(Replay.draft(rows, last, count, draw), worked)
 
 
 def chat_prompts() -> Iterator[list[dict[str, Any]]]:

@@ -38,7 +38,7 @@ LAYERS = 24
 OFF = ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_UI", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES")
 FLAGS = ("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *(f"-D{name}=OFF" for name in OFF))
 WORKER = Path(__file__).with_name("llama_worker.cpp")
-TARGETS = ("llama-bench", "llama-quantize")
+TARGETS = ("llama-bench", "llama-quantize", "llama-server")
 # GCC before 13 tells its optimizer that `_tile_loadconfig` reads 8 bytes, so the rest of the configuration is never stored
 # and AMX faults on its first use. An empty statement that uses the whole structure mends it; no other compiler minds.
 MENDED, MEND = Path("ggml/src/ggml-cpu/amx/mmq.cpp"), ("_tile_loadconfig(&tc);", '__asm__ volatile("" : "+m"(tc)); ')

@@ -57,7 +57,7 @@ class LocalGateway:
     async def run(self, request: Request) -> AsyncGenerator[Event, None]:
         if not self.ready:
             self.refused += 1
-            raise Unavailable("the engine is being restarted; try again", retry_after_s=2)
+            raise Unavailable("the engine is being restarted; try again", retry_after_s=1)
         self._names += 1
         name = f"local-{self._names}"
         self.requests.append(request)

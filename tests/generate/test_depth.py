@@ -6,26 +6,27 @@ import random
 
 import pytest
 
-from optiq.generate.depth import Depth
+from optiq.generate.depth import Acceptance, Depth
 
 
 def simulate(acceptance: float, cost: list[float], tokens: int, seed: int = 0, noise: float = 0.0) -> tuple[float, list[int]]:
     """Seconds for so many tokens where a step with d guesses takes cost[d], and the depths that were chosen."""
-    depth, draw, seconds, made, chosen = Depth(most=len(cost) - 1), random.Random(seed), 0.0, 0, []
+    depth, row, draw, seconds, made, chosen = Depth(most=len(cost) - 1), Acceptance(), random.Random(seed), 0.0, 0, []
     while made < tokens:
-        d, count = depth.choose()
+        d, count = depth.choose([row])
         chosen.append(d)
         if d == 0:
             for _ in range(min(count, tokens - made)):
                 took = cost[0] * (1 + noise * draw.random())
-                depth.plain(took)
+                depth.took(0, took)
                 seconds, made = seconds + took, made + 1
             continue
         accepted = 0
         while accepted < d and draw.random() < acceptance:
             accepted += 1
         took = cost[d] * (1 + noise * draw.random())
-        depth.guessed(d, accepted, took)
+        row.add(d, accepted)
+        depth.took(d, took)
         seconds, made = seconds + took, made + accepted + 1
     return seconds, chosen
 
@@ -51,19 +52,20 @@ def test_guesses_that_are_wrong_cost_little() -> None:
 
 
 def test_it_comes_back_when_the_text_becomes_easy() -> None:
-    depth = Depth(most=2)
+    depth, row = Depth(most=2), Acceptance()
     times = [1.0, 1.2, 1.4]
 
     def run(tokens: int, right: bool) -> int:
         made = guessed = 0
         while made < tokens:
-            d, count = depth.choose()
+            d, count = depth.choose([row])
             for _ in range(count if d == 0 else 1):
                 if d == 0:
-                    depth.plain(times[0])
+                    depth.took(0, times[0])
                     made += 1
                 else:
-                    depth.guessed(d, d if right else 0, times[d])
+                    row.add(d, d if right else 0)
+                    depth.took(d, times[d])
                     made += 1 + (d if right else 0)
                     guessed += 1
         return guessed
@@ -74,6 +76,17 @@ def test_it_comes_back_when_the_text_becomes_easy() -> None:
 
 
 def test_fixed_and_none() -> None:
-    assert Depth(3, fixed=True).choose()[0] == 3
-    assert Depth(0).choose()[0] == 0
-    assert Depth().choose() == (0, 4)  # first it learns what a plain step takes
+    assert Depth(3, fixed=True).choose([])[0] == 3
+    assert Depth(0).choose([])[0] == 0
+    assert Depth().choose([]) == (0, 4)  # first it learns what a plain step takes
+
+
+def test_a_new_sequence_begins_with_what_is_usual() -> None:
+    usual = Acceptance()
+    for _ in range(200):
+        usual.add(2, 0)
+    begun = Acceptance(usual)
+    assert begun.tokens(2) < 1.1 < Acceptance().tokens(2)
+    for _ in range(4):
+        begun.add(2, 2)
+    assert begun.tokens(2) > 1.5 and usual.tokens(2) < 1.1

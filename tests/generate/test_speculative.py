@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,13 @@ class Scripted:
         assert hidden.shape[:2] == (1, tokens.size)
         self.read += tokens.tolist()
 
-    def draft(self, last: mx.array, count: int, draw: Draw) -> mx.array:
+    @staticmethod
+    def draft(rows: Sequence[Scripted], last: mx.array, count: int, draw: Draw) -> mx.array:
+        return mx.stack([row._guesses(last[place].item(), count) for place, row in enumerate(rows)])
+
+    def _guesses(self, last: int, count: int) -> mx.array:
         at = len(self.read) + 1
-        assert self._text[: at - 1] == self.read and self._text[at - 1] == last.item()
+        assert self._text[: at - 1] == self.read and self._text[at - 1] == last
         right = [self._text[place] if place < len(self._text) else 5 for place in range(at, at + count)]
         wrong = [self._miss and place % self._miss == 0 for place in range(at, at + count)]
         return mx.array([token + 1 if bad else token for token, bad in zip(right, wrong, strict=True)])

@@ -11,7 +11,9 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from optiq.kernels import native
-from optiq.models.caches import _growing_cache
+from optiq.kv.cache import PackedCache
+from optiq.kv.recipe import preset
+from optiq.models.caches import _growing_cache, cache_arrays, evaluate, growing_cache
 
 pytestmark = pytest.mark.skipif(native.module() is None, reason="the native kernels were not built here")
 
@@ -76,3 +78,15 @@ def test_a_state_that_somebody_holds_is_not_written_over() -> None:
     cache.trim(2)
     _feed(cache, range(30, 34))
     assert (np.array(keys[..., :offset, :]) == before).all()
+
+
+def test_whoever_computes_a_cache_leaves_it_its_buffer() -> None:
+    """Else each chunk of a prompt would copy all that was read before."""
+    token = mx.ones((1, 2, 3, 64))
+    for cache in (growing_cache(), PackedCache(preset("turbo", 4))):
+        for _ in range(3):
+            cache.update_and_fetch(token, token)
+            evaluate([cache])
+        assert cache.owned if hasattr(cache, "owned") else cache._owned
+        cache_arrays([cache])
+        assert not (cache.owned if hasattr(cache, "owned") else cache._owned)

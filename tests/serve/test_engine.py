@@ -10,10 +10,12 @@ import mlx.core as mx
 import pytest
 
 from adapter_files import paths, write_mlx, write_peft
+from engine_requests import KINDS, ids, mixed, replies
 from optiq.errors import InputError
 from optiq.generate.sampling import Sampling
 from optiq.kv.options import CacheOptions
 from optiq.models.load import load
+from optiq.serve.drawing import Drawn
 from optiq.serve.engine import Engine, EngineOptions
 from optiq.serve.grammar import GrammarSpec
 from optiq.serve.request import Finish, Finished, Reason, Refused, Request, Token
@@ -46,56 +48,6 @@ def engine(loaded, adapters=None, **options):
     return made
 
 
-def ids(seed, length):
-    return tuple(random.Random(seed).choices(range(100, 2000), k=length))
-
-
-def replies(events):
-    """Tokens, text and end of each request."""
-    found = {}
-    for event in events:
-        tokens, texts, _ = found.setdefault(event.request, ([], [], None))
-        if isinstance(event, Token):
-            tokens.append(event.id)
-            texts.append(event.text)
-        elif isinstance(event, Finished):
-            found[event.request] = (tokens, [*texts, event.text], event)
-    return {name: (tokens, "".join(texts), end) for name, (tokens, texts, end) in found.items()}
-
-
-GRAMMARS = [
-    GrammarSpec.choice(["yes", "no", "perhaps"]),
-    GrammarSpec("regex", "[a-z]{3,9}( [a-z]+)*"),
-    GrammarSpec.json_schema({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}),
-]
-KINDS = [CacheOptions(), CacheOptions(bits=4, scheme="turbo"), CacheOptions(bits=8, scheme="affine"), CacheOptions(bits=4)]
-
-
-def mixed(count):
-    """Requests that differ in everything that a row can have of its own."""
-    makers = [kind.read() for kind in KINDS]
-    for n in range(count):
-        greedy = n % 3 == 0
-        sampling = Sampling(
-            temperature=0.0 if greedy else 0.9,
-            top_p=1.0 if n % 2 else 0.9,
-            top_k=0 if n % 5 else 20,
-            min_p=0.02 if n % 7 == 0 else 0.0,
-            repetition_penalty=1.1 if n % 4 == 1 else 1.0,
-            presence_penalty=0.5 if n % 6 == 2 else 0.0,
-            seed=n,
-        )
-        yield Request(
-            ids(n, 1 + (n * 37) % 200),
-            sampling,
-            max_tokens=3 + n % 14,
-            caches=makers[n % len(makers)],
-            adapter=(None, None, "peft", "mlx", None)[n % 5],
-            grammar=GRAMMARS[n % 3] if n % 4 == 3 else None,
-            logprobs=n % 3 if n % 8 == 5 else None,
-        )
-
-
 def test_64_mixed_requests_get_what_each_gets_alone(loaded, adapters):
     requests = list(mixed(64))
     together = engine(loaded, adapters, policy=Policy(max_rows=16))
@@ -110,7 +62,7 @@ def test_64_mixed_requests_get_what_each_gets_alone(loaded, adapters):
     assert together.counters["decode_steps"] < sum(len(tokens) for tokens, _, _ in found.values()) / 3
 
 
-def test_a_prefix_gives_the_bits_of_a_cold_read_at_every_cut(loaded):
+def test_a_prefix_gives_the_bits_of_a_cold_read_at_every_cut(loaded, monkeypatch):
     prompt = ids(1, 1000)
     warm = engine(loaded, policy=Policy(chunk=4 * GRID), checkpoint_tokens=GRID)
     job_logits = {}
@@ -120,7 +72,7 @@ def test_a_prefix_gives_the_bits_of_a_cold_read_at_every_cut(loaded):
         target._start_waiting()
         job = target._jobs[name]
         seen = []
-        target._draw = lambda jobs, logits: seen.append(logits[0]) or [5]
+        monkeypatch.setattr("optiq.serve.engine.draw", lambda jobs, logits, draft: seen.append(logits[0, 0]) or [Drawn([5], 0)])
         while name in target._jobs:
             target.step()
         return seen[0], job.usage.cached_tokens
@@ -183,13 +135,28 @@ def engine_run(loaded, request):
     return target.run()
 
 
-def test_a_sampler_that_raises_ends_its_row_alone(loaded):
+def test_a_row_that_raises_ends_alone(loaded, monkeypatch):
     target = engine(loaded)
-    bad = target.submit(Request(ids(9, 20), Sampling(logit_bias={10**9: 1.0}), max_tokens=5))
-    good = target.submit(Request(ids(10, 20), max_tokens=5))
-    found = replies(target.run())
-    assert found[bad][2].finish is Finish.FAILED and "logit bias for token 1000000000" in found[bad][2].error
-    assert found[good][2].finish is Finish.LENGTH and len(found[good][0]) == 5
+    bad = target.submit(Request(ids(9, 20), max_tokens=9, grammar=GrammarSpec("regex", "[a-z]*")))
+    good = [target.submit(Request(ids(n, 20), max_tokens=5)) for n in (10, 11)]
+    events = [*target.step(), *target.step(), *target.step(), *target.step()]
+    assert len(target._batch.names) == 3
+
+    def broken():
+        raise InputError("too complex")
+
+    monkeypatch.setattr(target._jobs[bad].grammar, "mask", broken)
+    found = replies(events + target.run())
+    assert found[bad][2].finish is Finish.FAILED and found[bad][2].error == "too complex"
+    assert all(found[name][2].finish is Finish.LENGTH and len(found[name][0]) == 5 for name in good)
+    assert not target.budget.promised and target.load().cache_bytes == 0
+
+
+def test_a_bias_for_a_token_that_there_is_not_is_refused_at_once(loaded):
+    target = engine(loaded)
+    with pytest.raises(InputError, match="logit bias for token 1000000000, expected an id from 0 to "):
+        target.submit(Request(ids(9, 20), Sampling(logit_bias={10**9: 1.0}), max_tokens=5))
+    assert target.idle
 
 
 def test_refusals_carry_their_reason(loaded):

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optiq.events import Events
 
 if TYPE_CHECKING:
     from optiq.generate.conversation import Conversation, Prompt
     from optiq.generate.decode import Context, Reply, Speculated, Statistics
-    from optiq.generate.drafter import Drafter
     from optiq.generate.options import Options
     from optiq.generate.sampling import Resolved
     from optiq.kv.options import Maker
@@ -120,6 +119,7 @@ class _Session:
         import secrets
 
         from optiq.generate.decode import Context
+        from optiq.generate.drafter import load_drafters
         from optiq.models.families import family_of, preset
         from optiq.models.generation import context_length, generation_config, stop_ids, text_config
         from optiq.models.hub import resolve
@@ -135,7 +135,7 @@ class _Session:
         self._options = dataclasses.replace(options, stop_ids=stop_ids(path, self._tokenizer))
         self._length = context_length(path)
         caches.check(model)
-        self._context: Context = Context(model, caches, _drafter(path, model) if args.mtp else None)
+        self._context: Context = Context(model, caches, load_drafters(path, model)() if args.mtp else None)
         self._seed = secrets.randbits(32) if args.seed is None else args.seed
         self._told = ""
         if hasattr(sys.stdout, "reconfigure"):
@@ -256,19 +256,6 @@ class _Session:
         self._events.info(_speed(told))
         if told.speculation is not None:
             self._events.info(_guessed(told.speculation, told.tokens))
-
-
-def _drafter(path: Path, model: Any) -> Drafter:
-    """The model's own head, as a drafter.
-
-    Raises:
-        ModelError: it has none.
-    """
-    from optiq.generate.drafter import HeadDrafter
-    from optiq.models.forward import Halves
-    from optiq.models.mtp_head import VOCABULARY, Drafting, load_head
-
-    return HeadDrafter(Drafting(load_head(path, model), Halves(model), VOCABULARY))
 
 
 def _guessed(told: Speculated, tokens: int) -> str:

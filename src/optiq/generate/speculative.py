@@ -18,15 +18,16 @@ the next guesses.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from optiq.generate.decode import Context, Speculated
-from optiq.generate.depth import Depth
+from optiq.generate.depth import Acceptance, Depth
 from optiq.generate.sampler import Sampler
 from optiq.kernels.fused import FEW_ROWS
+from optiq.models.rollback import lookahead
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Speculation:
     def __init__(self, context: Context, depth: Depth) -> None:
         assert context.drafter is not None
         self._context, self._drafter, self._depth = context, context.drafter, depth
+        self._acceptance = Acceptance()
         self._unread: list[int] = []  # tokens that the caches have not seen, the newest drawn token last
         self.told = Speculated()
 
@@ -62,12 +64,14 @@ class Speculation:
         """
         self._unread, given = [last], 0
         while given < most:
-            depth, count = self._depth.choose()
-            depth = min(depth, most - given - 1, FEW_ROWS - len(self._unread))
+            depth, count = self._depth.choose([self._acceptance])
+            longest = min(FEW_ROWS, lookahead(self._context.caches))
+            depth = min(depth, most - given - 1, longest - len(self._unread))
             if depth > 0:
                 start = time.perf_counter()
                 found = self._look(depth, sampler, stops)
-                self._depth.guessed(depth, found.kept, time.perf_counter() - start)
+                self._acceptance.add(depth, found.kept)
+                self._depth.took(depth, time.perf_counter() - start)
                 yield from found.draws
                 given += len(found.draws)
                 continue
@@ -84,7 +88,7 @@ class Speculation:
             start = time.perf_counter()
             for token in steps:
                 now = time.perf_counter()
-                self._depth.plain(now - start)
+                self._depth.took(0, now - start)
                 start = now
                 self._unread = [token]
                 self.told.forwards += 1
@@ -96,7 +100,8 @@ class Speculation:
         """One step with guesses."""
         old = len(self._unread) - 1  # tokens that are read a second time
         last = mx.array(self._unread)
-        guesses = self._drafter.draft(last[old:], depth, sampler.copy())
+        proposed = sampler.copy()
+        guesses = self._drafter.draft([self._drafter], last[old:], depth, lambda logits: proposed(logits[0]))[0]
         mx.async_eval(guesses)  # computed while the pass that checks them is put together
         tokens = mx.concatenate([last, guesses.astype(last.dtype)])
         with self._context.looking(tokens.size) as step:
@@ -105,7 +110,7 @@ class Speculation:
             logits = self._context.halves.head(hidden[:, old:])[0]
             draws = [sampler(logits[row]) for row in range(depth + 1)]
             found = mx.concatenate([guesses, *draws]).tolist()
-            kept, drawn = _agreed(found[:depth], found[depth:], stops)
+            kept, drawn = agreed(found[:depth], found[depth:], stops)
             sampler.rollback(len(draws) - len(drawn))
             fresh = [*self._unread[old:], *drawn[:-1]]
             self._drafter.seen(tokens[old : old + len(fresh)], hidden[:, old : old + len(fresh)])
@@ -120,11 +125,11 @@ class Speculation:
         return _Found(drawn, kept)
 
 
-def _agreed(guesses: list[int], draws: list[int], stops: Collection[int]) -> tuple[int, list[int]]:
+def agreed(guesses: Sequence[int], draws: Sequence[int], stops: Collection[int] = ()) -> tuple[int, list[int]]:
     """How many guesses were right, and the draws that count: up to the first other one, or a stop."""
     kept = 0
-    while kept < len(guesses) and guesses[kept] == draws[kept]:
+    while kept < min(len(guesses), len(draws)) and guesses[kept] == draws[kept]:
         kept += 1
         if draws[kept - 1] in stops:
-            return kept, draws[:kept]
-    return kept, draws[: kept + 1]
+            return kept, list(draws[:kept])
+    return kept, list(draws[: kept + 1])

@@ -11,6 +11,7 @@ file looks like are not known here: `optiq.kv.{batch,cache,saving}`.
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any, Self
 
 import mlx.core as mx
@@ -63,6 +64,19 @@ class Columns:
         return not self.window
 
     @property
+    def lookahead(self) -> int:
+        """How many tokens can come in one step, the last of them be dropped, and what stays be what single tokens leave.
+
+        Packing at another time would pack other tokens together, so what stays of a step ends before the next packing is due.
+        0: not even what is dropped may come, for the mean of the keys would be taken from it too.
+        """
+        if not self.recipe.tail:
+            return sys.maxsize if all(self._centred) else 0
+        step = pack_step(self.recipe)
+        due = 0 if self._full is None else int(self._full[0].shape[2]) - self._sinks - self.recipe.tail
+        return step - due if due < step else step
+
+    @property
     def offset(self) -> Any:
         """Tokens seen: a number, or int32 [B] for a batch."""
         return self._seen[0] if self._padding is None else mx.array(self._seen, mx.int32)
@@ -76,10 +90,15 @@ class Columns:
         return self._full is None
 
     @property
+    def arrays(self) -> list[mx.array]:
+        """Every array that it holds, for those who compute them and let them go."""
+        own = [*self._buffers[0], *self._buffers[1], *(self._full or ())]
+        return own if self._mean is None else [*own, self._mean]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of every array that it holds, room for later tokens included; not of constants that caches share."""
-        own = [*self._buffers[0], *self._buffers[1], *(self._full or ())]
-        return sum(int(array.nbytes) for array in (own if self._mean is None else [*own, self._mean]))
+        return sum(int(array.nbytes) for array in self.arrays)
 
     def copy(self) -> Self:
         """Another cache with the same content."""

@@ -79,6 +79,11 @@ def _growing_cache() -> type:
             return self.keys_and_values()
 
         @property
+        def arrays(self) -> list[mx.array]:
+            """What it holds, for those who compute it and let it go."""
+            return [] if self.keys is None else [self.keys, self.values]
+
+        @property
         def state(self) -> Any:
             self.owned = False
             return copy.copy(self.keys), copy.copy(self.values), self.offset  # item assignment changes the object itself
@@ -99,6 +104,11 @@ def _growing_cache() -> type:
 def cache_arrays(caches: Caches) -> list[mx.array]:
     """Every array that the caches hold now."""
     return [value for _, value in tree_flatten([cache.state for cache in caches]) if isinstance(value, mx.array)]
+
+
+def evaluate(caches: Caches) -> None:
+    """Compute what the caches hold now; unlike `cache_arrays` this leaves them the owners of their buffers."""
+    mx.eval([getattr(cache, "arrays", None) or cache_arrays([cache]) for cache in caches])
 
 
 def cache_bytes(caches: Caches) -> int:

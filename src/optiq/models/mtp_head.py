@@ -63,6 +63,7 @@ class Drafting:
 
     Attributes:
         width: of the model's logits.
+        token_bytes: what the head's caches take per token.
 
     Raises:
         ModelError: the model is in one piece, so there are no hidden states.
@@ -80,6 +81,9 @@ class Drafting:
             names = ("weight", "scales", "biases") if "scales" in self._projection else ("weight",)
             self._rows = [self._projection[name][: self.vocabulary] for name in names]
             mx.eval(self._rows)  # views: kernels read them where they lie
+
+        attentions = [block.self_attn for block in head.layers]
+        self.token_bytes = float(sum(2 * at.num_key_value_heads * at.head_dim * head.norm.weight.itemsize for at in attentions))
 
     def make_caches(self) -> Caches:
         """Fresh caches of the head's blocks."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from typing import Any, Self
 import mlx.core as mx
 
 from optiq.models.caches import cache_kind, can_cut
+from optiq.models.rows import KeyValueRows
 
 Advance = Callable[[int | mx.array], tuple[mx.array, mx.array]]
 
@@ -71,6 +73,11 @@ class Late:
     inputs: list[mx.array]
     counts: mx.array
     advance: Callable[[], tuple[mx.array, mx.array]]
+
+
+def lookahead(caches: Sequence[Any]) -> int:
+    """How many tokens of a longer step may stay so that the caches are what single tokens make of them; 0: no such step."""
+    return min((getattr(cache, "lookahead", sys.maxsize) for cache in caches), default=sys.maxsize)
 
 
 def record_of(cache: Any) -> Record | None:
@@ -136,7 +143,7 @@ class Verify:
         """Keep the first tokens of the step, of all rows or of each.
 
         Args:
-            counts: from 0 to L; one number, or one per row. Rows that differ ask for caches that can shift their rows.
+            counts: from 0 to L; one number, or one per row. Rows that differ ask for caches that can cut them so.
 
         Returns:
             Whether the caches hold those tokens; False: they hold none of the step, because some layer cannot go half way.
@@ -185,6 +192,9 @@ def _cut(cache: Any, length: int, kept: int | Sequence[int]) -> None:
     """Drop what is not kept of the last `length` tokens of a key/value cache."""
     if isinstance(kept, int):
         cache.trim(length - kept)
+        return
+    if isinstance(cache, KeyValueRows):
+        cache.trim_rows([length - count for count in kept])
         return
     most = max(kept)
     cache.trim(length - most)

@@ -26,11 +26,15 @@ class Admission:
         prefix: evicted where room is short.
         context: tokens of prompt and reply together; 0 for no limit.
         chunk: tokens of a prompt per forward pass where memory is not short.
+        drafter_bytes: what a drafter keeps per token.
     """
 
-    def __init__(self, model: Any, budget: Budget, prefix: PrefixCache[Any], context: int, chunk: int) -> None:
+    def __init__(
+        self, model: Any, budget: Budget, prefix: PrefixCache[Any], context: int, chunk: int, drafter_bytes: float = 0.0
+    ) -> None:
         self.budget, self.chunk = budget, chunk
         self._model, self._prefix, self._context, self._longest_chunk = model, prefix, context, chunk
+        self._drafter = Footprint(0, drafter_bytes)
         self._shapes = footprint.shapes(model)
         self._kinds: list[tuple[Maker, Footprint]] = []
 
@@ -88,4 +92,5 @@ class Admission:
         return True
 
     def _need(self, request: Request) -> int:
-        return self.footprint(request.caches).of(len(request.prompt) + request.max_tokens)
+        tokens = len(request.prompt) + request.max_tokens
+        return self.footprint(request.caches).of(tokens) + (self._drafter.of(tokens) if request.draft else 0)

@@ -1,9 +1,9 @@
 """The engine: requests in, events out, one step at a time. Owns MLX; whoever calls `step` owns the thread.
 
-A step starts what may start, lets every row that has its prompt read draw one token in one forward pass, and reads on at one
-prompt for a slice of time (`scheduler`). Prompts begin at the longest prefix that was read before (`prefix`); rows keep caches of
-their own kinds and draw with samplers of their own (`rows`), so that a reply depends on nothing else in the batch. A row that
-fails ends alone.
+A step starts what may start, lets every row that has its prompt read draw one token in one forward pass, and those behind it that
+were guessed right (`drafting`), and reads on at one prompt for a slice of time (`scheduler`). Prompts begin at the longest prefix
+that was read before (`prefix`); rows keep caches of their own kinds and draw with samplers of their own (`rows`), so that a reply
+depends on nothing else in the batch. A row that fails ends alone.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from typing import Any
 import mlx.core as mx
 
 from optiq.errors import InputError, OptiqError
-from optiq.generate.logprobs import log_probabilities
-from optiq.generate.sampler import draw_rows
 from optiq.kernels import memory as system
 from optiq.kv import pieces
 from optiq.kv.options import Maker
 from optiq.lora.adapters import load_adapter
 from optiq.lora.mounted import Mounted
-from optiq.models.caches import cache_arrays, cache_bytes, make_caches
+from optiq.models.caches import cache_bytes
+from optiq.models.forward import Halves
 from optiq.models.marks import watch
-from optiq.serve import rows
 from optiq.serve.admission import Admission
+from optiq.serve.drafting import Drafts
+from optiq.serve.drawing import Drawn, draw, logprobs
 from optiq.serve.grammar import Compiler, State
 from optiq.serve.job import Job
 from optiq.serve.memory import Budget, Footprint
 from optiq.serve.prefix import Piece, PrefixCache
 from optiq.serve.reading import Chunk, next_stop, plan_cuts
-from optiq.serve.request import Event, Finish, Finished, Load, Logprob, Progress, Request
+from optiq.serve.request import Event, Finish, Finished, Load, Progress, Request
+from optiq.serve.rows import Batch
 from optiq.serve.scheduler import GRID, Policy, Scheduler
 
 CLEAR_EVERY = 256  # decoding steps between two returns of MLX's unused buffers
@@ -74,9 +75,10 @@ class Engine:
     Args:
         model, tokenizer: as `optiq.models.load.load` gives them; the model's blocks are watched from now on.
         options: what it may use.
+        drafts: who guesses tokens ahead; None for nobody.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, options: EngineOptions | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, options: EngineOptions | None = None, drafts: Drafts | None = None) -> None:
         self.options = options = options or EngineOptions()
         self.model, self.tokenizer = model, tokenizer
         watch(model)
@@ -84,14 +86,18 @@ class Engine:
         self.prefix: PrefixCache[Any] = PrefixCache(limit // 2 if options.prefix_bytes is None else options.prefix_bytes)
         self.scheduler = Scheduler(options.policy)
         self.budget = Budget(limit)
-        self._admission = Admission(model, self.budget, self.prefix, options.context, options.policy.chunk)
+        self._drafts = drafts or Drafts()
+        self._admission = Admission(
+            model, self.budget, self.prefix, options.context, options.policy.chunk, self._drafts.token_bytes
+        )
         self.counters: Counter[str] = Counter()
-        self._batch = rows.Batch(rows.side_by_side(model, make_caches(model)))
+        self._halves, self._adapters = Halves(model), Mounted(model)
+        self._batch = Batch(self._halves, self._adapters)
+        self._width = self._batch.width
         self._jobs: dict[str, Job] = {}
         self._names = 0
         self._steps, self._active = 0, 0
         self._events: list[Event] = []
-        self._adapters = Mounted(model)
         self._compiler: Compiler | None = None
 
     @property
@@ -121,9 +127,13 @@ class Engine:
         name = f"request-{self._names}" if name is None else name
         if name in self._jobs:
             raise InputError(f"a request named {name!r} is running; give another name")
+        beyond = [token for token in request.sampling.logit_bias if not 0 <= token < self._width]
+        if beyond:
+            raise InputError(f"logit bias for token {beyond[0]}, expected an id from 0 to {self._width - 1}")
         kind = self._admission.kind(request.caches)
         request = self._admission.fitted(request)
-        key: Hashable = (self.options.revision, kind, self._adapters.sha256(request.adapter), request.template)
+        adapter, drafts = self._adapters.sha256(request.adapter), self._drafts.wanted(request)
+        key: Hashable = (self.options.revision, kind, adapter, request.template, drafts)
         job = Job(name, request, key, time.perf_counter(), self._grammar(request))
         self.scheduler.submit(name)
         self._jobs[name] = job
@@ -180,6 +190,7 @@ class Engine:
     def load(self) -> Load:
         """How busy it is."""
         reading = sum(cache_bytes(self._jobs[name].caches) for name in self.scheduler.reading)
+        reading += sum(job.drafter.bytes for job in self._jobs.values() if job.drafter is not None)
         counters = {
             **self.counters,
             "prefix_tokens_asked": self.prefix.counters.asked,
@@ -201,8 +212,7 @@ class Engine:
     def _grammars(self) -> Compiler:
         """Made with the first grammar."""
         if self._compiler is None:
-            width = self.model(mx.array([[0]])).shape[-1]  # never computed
-            self._compiler = Compiler(self.tokenizer, width, self.tokenizer.eos_token_ids)
+            self._compiler = Compiler(self.tokenizer, self._width, self.tokenizer.eos_token_ids)
         return self._compiler
 
     def _start_waiting(self) -> None:
@@ -218,16 +228,18 @@ class Engine:
         """Give a request its caches, with the longest prefix that is known."""
         request, now = job.request, time.perf_counter()
         job.started = now
-        fresh = request.caches(self.model)
+        job.caches = request.caches(self.model)
+        self._drafts.begin(job)
         scoring = request.prompt_logprobs is not None  # which needs every token to be read
         found = None if scoring else self.prefix.find(job.key, request.prompt, len(request.prompt) - 1)
-        if found is None:
-            job.caches = fresh
-        else:
+        if found is not None:
             assert found.rest is not None
-            job.caches = pieces.build(fresh, [step.columns.value for step in found.path()], found.rest.value)
-            job.read, job.before = found.length, found
-        job.since = pieces.counts(job.caches)
+            built = pieces.build(job.held(), [step.columns.value for step in found.path()], found.rest.value)
+            own = len(job.caches)
+            job.caches, job.read, job.before = built[:own], found.length, found
+            if job.drafter is not None:
+                job.drafter.adopt(built[own:], found.length)
+        job.since = pieces.counts(job.held())
         job.cuts = plan_cuts(len(request.prompt), request.cuts, self.options.checkpoint_tokens)
         job.usage = replace(job.usage, cached_tokens=job.read, queue_s=now - job.submitted)
         job.begin_text(self.tokenizer)
@@ -244,21 +256,24 @@ class Engine:
                 return
 
     def _read(self, job: Job, slice_s: float | None) -> None:
-        """Read on at a prompt; at its end the first token is drawn."""
+        """Read on at a prompt; at its end the row joins the others."""
         with self._edge_of(job):
             prompt = job.request.prompt
             if job.chunk is None and job.read < len(prompt) - 1:
-                longest = self._admission.chunk if job.request.prompt_logprobs is None else GRID  # logits are V wide
-                stop = next_stop(job.read, len(prompt), job.cuts, longest)
-                job.chunk = Chunk(self.model, prompt[job.read : stop], job.caches, self._adapters.rows([job.request.adapter]))
+                scoring = job.request.prompt_logprobs is not None
+                stop = next_stop(job.read, len(prompt), job.cuts, GRID if scoring else self._admission.chunk)
+                adapted = self._adapters.rows([job.request.adapter])
+                job.chunk = Chunk(self._halves, prompt[job.read : stop], job.caches, adapted, job.drafter, scoring)
                 mx.reset_peak_memory()
                 self._active = mx.get_active_memory()
             if job.chunk is not None:
                 if not job.chunk.advance(slice_s):
                     return
                 self._chunk_read(job, job.chunk)
-            if job.read == len(prompt) - 1:
-                self._first(job)
+            if job.read == len(prompt) - 1:  # the last token is the row's first step
+                self.scheduler.ready(job.name)
+                self._batch.add(job.name, job.caches, job.request.adapter)
+                job.caches = []
 
     def _chunk_read(self, job: Job, chunk: Chunk) -> None:
         """A chunk is done: book it, and keep a checkpoint where one is due."""
@@ -276,7 +291,8 @@ class Engine:
     def _keep(self, job: Job) -> None:
         """A checkpoint of what the caches hold now."""
         tokens = job.request.prompt[: job.read]
-        columns, rest = pieces.take(job.caches, job.since), pieces.rests(job.caches)
+        held = job.held()
+        columns, rest = pieces.take(held, job.since), pieces.rests(held)
         mx.eval(pieces.arrays(columns), pieces.arrays(rest))
         kept = self.prefix.add(
             job.key,
@@ -287,66 +303,56 @@ class Engine:
             job.since_s,
         )
         if kept is not None:
-            job.before, job.since, job.since_s = kept, pieces.counts(job.caches), 0.0
-
-    def _first(self, job: Job) -> None:
-        """The last token of the prompt gives the first of the reply; then the row joins the batch."""
-        with self._adapters.rows([job.request.adapter]):
-            logits = self.model(mx.array([[job.request.prompt[-1]]]), cache=job.caches)[:, -1]
-        drawn = self._draw([job], logits)
-        mx.eval(cache_arrays(job.caches))
-        self.scheduler.ready(job.name)
-        self._batch.add(job.name, job.caches, job.request.adapter)
-        job.caches = []
-        self._tell([job], logits, drawn)
+            job.before, job.since, job.since_s = kept, pieces.counts(held), 0.0
+        self.prefix.shrink(self.budget.missing(0, self.prefix.bytes, 0))  # what is promised comes first
 
     def _decode(self) -> None:
-        """One token for every row."""
+        """One token for every row, and those behind it that were guessed right."""
         start = time.perf_counter()
         jobs = [self._jobs[name] for name in self._batch.names]
         with self._edge_of(*jobs):
-            logits = self._batch.forward(self.model, mx.array([[job.last] for job in jobs]), self._adapters)[:, -1]
-            drawn = self._draw(jobs, logits)
-            mx.eval(self._batch.arrays())
-            self._tell(jobs, logits, drawn)
-            self.scheduler.stepped(time.perf_counter() - start)
+            draft = self._drafts.draft(jobs, self._batch.lookahead)
+            tokens = mx.array([[job.last] for job in jobs])
+            if draft.tokens is None:
+                hidden, logits = self._batch.forward(tokens)
+                drawn = draw(jobs, logits, draft)
+                mx.eval(self._batch.states())
+            else:
+                mx.async_eval(draft.tokens)  # type: ignore[no-untyped-call]
+                tokens = mx.concatenate([tokens, draft.tokens], axis=1)
+                with self._batch.looking(draft.length) as step:
+                    hidden, logits = self._batch.forward(tokens)
+                    drawn = draw(jobs, logits, draft)
+                    self._batch.keep(step, tokens, [len(row.ids) for row in drawn])
+            for row, (job, own) in enumerate(zip(jobs, drawn, strict=True)):
+                if job.drafter is not None:
+                    job.drafter.seen(mx.array([job.last, *own.ids[:-1]]), hidden[row : row + 1, : len(own.ids)])
+            seconds = time.perf_counter() - start
+            self._drafts.took(draft.depths, [own.accepted for own in drawn], seconds)
+            self._tell(jobs, logits, drawn, draft.depths)
+            self.scheduler.stepped(seconds)
             self._steps += 1
             self.counters["decode_steps"] += 1
             if self._steps % CLEAR_EVERY == 0:
                 mx.clear_cache()
 
-    def _draw(self, jobs: Sequence[Job], logits: mx.array) -> list[int]:
-        """One token per row of logits [B, V]; masks are made while the logits are computed."""
-        mx.async_eval(logits)  # type: ignore[no-untyped-call]
-        masks = [None if job.grammar is None else job.grammar.mask() for job in jobs]
-        found: list[int] = draw_rows([job.sampler for job in jobs], logits, masks).tolist()  # type: ignore[assignment]
-        return found
-
-    def _tell(self, jobs: Sequence[Job], logits: mx.array, drawn: Sequence[int]) -> None:
+    def _tell(self, jobs: Sequence[Job], logits: mx.array, drawn: Sequence[Drawn], depths: Sequence[int]) -> None:
         """Book the drawn tokens; a row that ends leaves."""
-        told = self._logprobs(jobs, logits, drawn)
-        for row, (job, token) in enumerate(zip(jobs, drawn, strict=True)):
-            self.counters["tokens"] += 1
-            job.usage = replace(job.usage, forwards=job.usage.forwards + 1)
+        told = logprobs(jobs, logits, drawn)
+        for row, (job, own, depth) in enumerate(zip(jobs, drawn, depths, strict=True)):
+            self.counters.update(drafted=depth, accepted=own.accepted)
             with self._edge_of(job):
-                event, ended = job.take(token, time.perf_counter(), *told.get(row, ()))
-                if event is not None:
-                    self._events.append(event)
-                if ended is not None:
-                    self._close(job, ended)
-
-    @staticmethod
-    def _logprobs(jobs: Sequence[Job], logits: mx.array, drawn: Sequence[int]) -> dict[int, tuple[float, tuple[Logprob, ...]]]:
-        """By row, for those who asked."""
-        asking = [row for row, job in enumerate(jobs) if job.request.logprobs is not None]
-        if not asking:
-            return {}
-        tops = [min(jobs[row].request.logprobs or 0, logits.shape[-1]) for row in asking]
-        found = log_probabilities(logits[mx.array(asking)], [drawn[row] for row in asking], tops)
-        return {
-            row: (one.chosen, tuple(Logprob(int(i), float(v)) for i, v in zip(one.ids, one.values, strict=True)))
-            for row, one in zip(asking, found, strict=True)
-        }
+                if job.failure is not None:
+                    raise job.failure
+                job.looked(depth, own.accepted)
+                for place, token in enumerate(own.ids):
+                    self.counters["tokens"] += 1
+                    event, ended = job.take(token, time.perf_counter(), *told.get((row, place), ()))
+                    if event is not None:
+                        self._events.append(event)
+                    if ended is not None:
+                        self._close(job, ended)
+                        break
 
     @contextmanager
     def _edge_of(self, *jobs: Job) -> Iterator[None]:
@@ -369,7 +375,7 @@ class Engine:
         self.scheduler.ended(job.name)
         if job.name in self._batch.names:
             self._batch.remove(job.name)
-        job.caches, job.chunk, job.before = [], None, None
+        job.caches, job.chunk, job.before, job.drafter = [], None, None, None
         self.budget.release(job.name)
         del self._jobs[job.name]
         self.counters[f"finished_{ended.finish}"] += 1

@@ -6,7 +6,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from optiq.generate.sampler import Sampler
+from optiq.errors import OptiqError
+from optiq.generate.depth import Acceptance
+from optiq.generate.sampler import Mask, Sampler
 from optiq.generate.text import Pieces, StopStrings
 from optiq.models.caches import Caches
 from optiq.serve.prefix import Checkpoint
@@ -14,6 +16,7 @@ from optiq.serve.reading import Chunk
 from optiq.serve.request import Finish, Finished, Logprob, Request, Token, Usage
 
 if TYPE_CHECKING:
+    from optiq.generate.drafter import Drafter
     from optiq.serve.grammar import State
 
 
@@ -27,6 +30,7 @@ class Job:
         key: what must be equal for prefixes to be shared.
         submitted: when, in seconds of the engine's clock.
         grammar: which tokens may come next; None for any.
+        drafter: guesses its tokens; None where nobody does.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Job:
     key: Hashable
     submitted: float
     grammar: State | None = None
+    drafter: Drafter | None = None
     caches: Caches = field(default_factory=list)
     cuts: list[int] = field(default_factory=list)
     read: int = 0
@@ -41,17 +46,45 @@ class Job:
     before: Checkpoint[Any] | None = None
     since: list[int] = field(default_factory=list)
     since_s: float = 0.0
-    last: int = 0
     ids: list[int] = field(default_factory=list)
     usage: Usage = Usage()
+    failure: OptiqError | None = None
     started: float = 0.0
     first: float = 0.0
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(self.request.sampling, self.request.prompt)
+        self.acceptance = Acceptance()
+        self.last = self.request.prompt[-1]
         self.usage = replace(self.usage, prompt_tokens=len(self.request.prompt))
         self._stops = StopStrings(self.request.stops)
         self._pieces: Pieces | None = None
+
+    def held(self) -> Caches:
+        """The caches that a prefix keeps, the drafter's included."""
+        return self.caches if self.drafter is None else [*self.caches, *self.drafter.held()]
+
+    def mask(self) -> Mask | None:
+        """What its grammar allows next; None for anything, and where it fails, which `failure` then says."""
+        try:
+            return None if self.grammar is None else self.grammar.mask()
+        except OptiqError as error:
+            self.failure = error
+            return None
+
+    @property
+    def left(self) -> int:
+        """How many tokens the reply may still have."""
+        return self.request.max_tokens - len(self.ids)
+
+    def looked(self, drafted: int, accepted: int) -> None:
+        """A forward pass with so many guesses, of which so many were right."""
+        if drafted:
+            self.acceptance.add(drafted, accepted)
+        counts = self.usage
+        self.usage = replace(
+            counts, forwards=counts.forwards + 1, drafted=counts.drafted + drafted, accepted=counts.accepted + accepted
+        )
 
     def begin_text(self, tokenizer: Any) -> None:
         """Text is decoded from now on."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import mlx.core as mx
 
+from optiq.generate.drafter import Drafter
 from optiq.generate.logprobs import log_probabilities
-from optiq.models.caches import Caches, cache_arrays
+from optiq.models.caches import Caches, evaluate
+from optiq.models.forward import Halves
 from optiq.models.marks import marks
 from optiq.serve.request import Logprob, Scored
 from optiq.serve.scheduler import GRID
@@ -24,19 +25,31 @@ class Chunk:
     """Tokens on their way through the model.
 
     Args:
-        model: watched (`optiq.models.marks.watch`).
+        halves: of a model that is watched (`optiq.models.marks.watch`).
         tokens: ids that follow on what the caches have seen.
         caches: moved on at once, lazily.
         adapted: a context in which the model uses the request's adapter.
+        drafter: is told at the end; None for nobody.
+        scored: `scored` will be asked for; logits are V wide, so such chunks are short.
     """
 
-    def __init__(self, model: Any, tokens: Sequence[int], caches: Caches, adapted: AbstractContextManager[None]) -> None:
+    def __init__(
+        self,
+        halves: Halves,
+        tokens: Sequence[int],
+        caches: Caches,
+        adapted: AbstractContextManager[None],
+        drafter: Drafter | None = None,
+        scored: bool = False,
+    ) -> None:
         self.size = len(tokens)
         self.seconds = 0.0
+        self._tokens = mx.array(list(tokens))
         with adapted, marks() as found:
-            self._logits = model(mx.array([list(tokens)]), cache=caches)  # computed only where they are asked for
+            self._hidden = halves.body(self._tokens[None], caches)
+            self._logits = halves.head(self._hidden) if scored else None
         self._left = found[::-1]
-        self._caches = caches
+        self._caches, self._drafter = caches, drafter
 
     def advance(self, slice_s: float | None) -> bool:
         """Compute for about so many seconds, one block at least; whether the chunk is done."""
@@ -50,7 +63,9 @@ class Chunk:
             if slice_s is not None and now - start + longest / 2 > slice_s and self._left:
                 self.seconds += now - start
                 return False
-        mx.eval(cache_arrays(self._caches))
+        evaluate(self._caches)
+        if self._drafter is not None:
+            self._drafter.seen(self._tokens, self._hidden)
         self.seconds += time.perf_counter() - start
         return True
 
@@ -61,6 +76,7 @@ class Chunk:
             following: as many ids as the chunk has tokens.
             top: how many alternatives to tell.
         """
+        assert self._logits is not None
         logits = self._logits[0]
         found = log_probabilities(logits, following, [min(top, logits.shape[-1])] * len(following))
         return tuple(

@@ -8,63 +8,23 @@ A batch is a list of caches as a model's forward pass takes it, one per layer, i
 
 A row's numbers are therefore those that it has alone. Models whose attention does not go through `optiq.models.arch`
 (MLA latents, lists of caches) are run row by row.
+
+A step may read several tokens of each row and keep only the first ones (`looking`, `keep`); a row that has fewer than its
+neighbours gets padding behind them, which it never keeps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
 from optiq.lora.mounted import Mounted
-from optiq.models import arch
-from optiq.models.caches import Caches, cache_kind, key_value_layers
-
-
-@dataclass(frozen=True)
-class RowMasks:
-    """What each row's own cache makes of the mask that a model asks for."""
-
-    masks: tuple[mx.array | str | None, ...]
-
-
-class KeyValueRows:
-    """The caches of one attention layer, one per row, behind the protocol of `optiq.kv.cache`."""
-
-    def __init__(self, caches: Sequence[Any]) -> None:
-        self.caches = list(caches)
-        self._fresh: list[tuple[mx.array, mx.array]] = []
-
-    @property
-    def offset(self) -> Any:
-        """Tokens seen, int32 [B]; a number for a single row."""
-        if len(self.caches) == 1:
-            return self.caches[0].offset
-        return mx.array([cache.offset for cache in self.caches], mx.int32)
-
-    def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:
-        """None where no row needs one, else a `RowMasks`."""
-        masks = tuple(cache.make_mask(N, window_size=window_size, return_array=return_array) for cache in self.caches)
-        return None if all(mask is None for mask in masks) else RowMasks(masks)
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Row i of keys and values [B, G, L, D] goes to cache i; what comes back is only what came in."""
-        self._fresh = [
-            cache.update_and_fetch(keys[row : row + 1], values[row : row + 1]) for row, cache in enumerate(self.caches)
-        ]
-        return keys, values
-
-    def attend(self, queries: mx.array, scale: float, mask: Any = None, sinks: mx.array | None = None) -> mx.array:
-        """Attention of queries [B, H, L, D], each row over what its cache holds."""
-        masks = mask.masks if isinstance(mask, RowMasks) else (mask,) * len(self.caches)
-        attention = arch.shared("base").scaled_dot_product_attention
-        found = []
-        for row, (cache, (k, v), own) in enumerate(zip(self.caches, self._fresh, masks, strict=True)):
-            found.append(attention(queries[row : row + 1], k, v, cache=cache, scale=scale, mask=own, sinks=sinks))
-        self._fresh = []
-        return found[0] if len(found) == 1 else mx.concatenate(found)
+from optiq.models.caches import Caches, cache_bytes, cache_kind, can_cut, key_value_layers, make_caches
+from optiq.models.forward import Halves
+from optiq.models.rollback import Verify, lookahead
+from optiq.models.rows import KeyValueRows
 
 
 def side_by_side(model: Any, caches: Caches) -> bool:
@@ -80,15 +40,29 @@ class Batch:
     """The rows that decode together.
 
     Args:
-        joined: whether rows run in one forward pass (`side_by_side`).
+        halves: the model.
+        adapters: of the model.
+
+    Attributes:
+        width: V, of the logits.
     """
 
-    def __init__(self, joined: bool) -> None:
-        self._joined = joined
+    def __init__(self, halves: Halves, adapters: Mounted) -> None:
+        self._halves, self._mounted = halves, adapters
+        caches = make_caches(halves.model)
+        self._joined = side_by_side(halves.model, caches)
         self._names: list[str] = []
         self._rows: list[Caches] = []  # of joined rows, recurrent layers are in `_states`
         self._adapters: list[str | None] = []
         self._states: dict[int, Any] = {}
+        self._state_bytes = 0  # of one row
+        self._blank: dict[int, list[tuple[Sequence[int], mx.Dtype]]] = {}  # states before the first token
+        hidden = halves.body(mx.array([[0]]), caches)  # for the shapes; never computed
+        self.width = int(halves.head(hidden).shape[-1])
+        if self._joined:
+            places = [place for place, cache in enumerate(caches) if cache_kind(cache) == "state"]
+            self._blank = {place: [(array.shape, array.dtype) for array in caches[place].cache] for place in places}
+            self._state_bytes = cache_bytes([caches[place] for place in places])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,11 +74,10 @@ class Batch:
         self._names.append(name)
         self._rows.append(caches)
         self._adapters.append(adapter)
-        if not self._joined:
-            return
-        for place, cache in enumerate(caches):
-            if cache_kind(cache) != "state":
-                continue
+        for place, blank in self._blank.items():
+            cache = caches[place]
+            if cache.empty():
+                cache.cache = [mx.zeros(shape, dtype) for shape, dtype in blank]
             if place in self._states:
                 self._states[place].extend(cache)
             else:
@@ -120,18 +93,50 @@ class Batch:
         for state in self._states.values():
             state.filter(keep)
 
-    def forward(self, model: Any, tokens: mx.array, adapters: Mounted) -> mx.array:
-        """Logits [B, L, V] of the next tokens [B, L] of all rows, lazily, each with its adapter."""
+    def forward(self, tokens: mx.array) -> tuple[mx.array, mx.array]:
+        """The next tokens [B, L] of all rows, each with its adapter: hidden states [B, L, E] and logits [B, L, V], lazily."""
         if self._joined:
-            with adapters.rows(self._adapters):
-                return model(tokens, cache=self._caches())  # type: ignore[no-any-return]
-        found = []
-        for row, (caches, adapter) in enumerate(zip(self._rows, self._adapters, strict=True)):
-            with adapters.rows([adapter]):
-                found.append(model(tokens[row : row + 1], cache=caches))
-        return mx.concatenate(found)
+            return self._through(tokens, self._caches(), self._adapters)
+        found = [
+            self._through(tokens[row : row + 1], caches, [adapter])
+            for row, (caches, adapter) in enumerate(zip(self._rows, self._adapters, strict=True))
+        ]
+        return mx.concatenate([hidden for hidden, _ in found]), mx.concatenate([logits for _, logits in found])
 
-    def arrays(self) -> list[mx.array]:
+    def lookahead(self) -> list[int]:
+        """How many tokens of a longer step may stay, per row; 0: a row for which there is no such step."""
+        own = [[cache for place, cache in enumerate(row) if place not in self._states] for row in self._rows]
+        if not self._joined or not all(map(can_cut, own)):
+            return [0] * len(own)
+        return [lookahead(row) for row in own]
+
+    def looking(self, length: int) -> Verify:
+        """A context for a step of so many tokens per row, of which `keep` says how many stay."""
+        return Verify(self._caches(), length)
+
+    def keep(self, step: Verify, tokens: mx.array, counts: Sequence[int]) -> None:
+        """Keep the first tokens of a step, so many of each row.
+
+        Args:
+            step: which `forward` ran in.
+            tokens: [B, L], of the step.
+            counts: from 1 to L.
+        """
+        if step.accept(counts):
+            return
+        most = max(counts)  # layers that cannot go half way stand where they stood, and read those tokens again
+        for state in self._states.values():
+            state.prepare(lengths=list(counts))
+        caches = self._caches()
+        self._through(tokens[:, :most], caches, self._adapters)
+        for place, cache in enumerate(caches):
+            if place in self._states:
+                cache.finalize()
+            else:
+                cache.trim_rows([most - count for count in counts])
+        mx.eval(self.states())
+
+    def states(self) -> list[mx.array]:
         """The recurrent states, which a step leaves lazily."""
         return [array for state in self._states.values() for array in state.cache if array is not None]
 
@@ -139,7 +144,12 @@ class Batch:
     def bytes(self) -> int:
         """What the rows hold."""
         own = sum(int(cache.nbytes) for row in self._rows for place, cache in enumerate(row) if place not in self._states)
-        return own + sum(int(state.nbytes) for state in self._states.values())
+        return own + len(self._rows) * self._state_bytes
+
+    def _through(self, tokens: mx.array, caches: Caches, adapters: Sequence[str | None]) -> tuple[mx.array, mx.array]:
+        with self._mounted.rows(adapters):
+            hidden = self._halves.body(tokens, caches)
+            return hidden, self._halves.head(hidden)
 
     def _caches(self) -> Caches:
         found: Caches = []

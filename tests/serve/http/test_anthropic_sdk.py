@@ -33,7 +33,14 @@ THINK = {"type": "enabled", "budget_tokens": 1024}
 
 
 def client(site: Any, **options: Any) -> Anthropic:
-    return Anthropic(base_url=site.url, api_key="none", **{"max_retries": 0, **options})
+    return Anthropic(
+        base_url=site.url, api_key="none", http_client=anthropic.DefaultHttpxClient(verify=False), **{"max_retries": 0, **options}
+    )
+
+
+def plain() -> Any:
+    """Without certificates, whose loading takes longer than most tests."""
+    return anthropic.DefaultAsyncHttpxClient(verify=False)
 
 
 def say(word: str) -> list[dict[str, Any]]:
@@ -45,7 +52,7 @@ def message(site: Any, mode: str, **asked: Any) -> Any:
     asked = {"model": "tiny", "max_tokens": 300, "thinking": THINK, **asked}
 
     async def go() -> Any:
-        async with AsyncAnthropic(base_url=site.url, api_key="none", max_retries=0) as asynchronous:
+        async with AsyncAnthropic(base_url=site.url, api_key="none", max_retries=0, http_client=plain()) as asynchronous:
             if mode == "async":
                 return await asynchronous.messages.create(**asked)
             async with asynchronous.messages.stream(**asked) as stream:
@@ -313,7 +320,7 @@ def test_typed_errors(scripted, tiny, tokenizer):
 
 def test_a_full_line_is_an_overload(tokenizer):
     policy = Policy(max_rows=1, max_waiting=1)
-    make = partial(ScriptedEngine, tokenizer, lambda request: Script([5] * 99, step_s=0.02), policy)
+    make = partial(ScriptedEngine, tokenizer, lambda request: Script([5] * 99, step_s=0.01), policy)
     served = tiny_served(make, tokenizer)
     with listening(app_of(served)) as url, ThreadPoolExecutor(2) as pool:
         busy = [pool.submit(httpx.post, f"{url}/v1/messages", json={"messages": say("hello")}, trust_env=False) for _ in range(2)]

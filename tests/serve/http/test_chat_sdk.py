@@ -44,7 +44,17 @@ TOOL = pydantic_function_tool(GetWeather, name="get_weather")
 
 
 def client(site: Any, **options: Any) -> OpenAI:
-    return OpenAI(base_url=f"{site.url}/v1", api_key="none", **{"max_retries": 0, **options})
+    return OpenAI(
+        base_url=f"{site.url}/v1",
+        api_key="none",
+        http_client=openai.DefaultHttpxClient(verify=False),
+        **{"max_retries": 0, **options},
+    )
+
+
+def plain() -> Any:
+    """Without certificates, whose loading takes longer than most tests."""
+    return openai.DefaultAsyncHttpxClient(verify=False)
 
 
 def say(word: str) -> list[dict[str, str]]:
@@ -56,7 +66,7 @@ def chat(site: Any, mode: str, **asked: Any) -> Any:
     asked = {"model": "tiny", **asked}
 
     async def go() -> Any:
-        async with AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as asynchronous:
+        async with AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0, http_client=plain()) as asynchronous:
             if mode == "async":
                 return await asynchronous.chat.completions.parse(**asked)
             async with asynchronous.chat.completions.stream(**asked) as stream:
@@ -136,7 +146,7 @@ class TestChat:
         assert done.choices[0].message.content == "Hello there, my " and done.choices[0].finish_reason == "stop"
 
     def test_broken_calls_are_text(self, scripted, mode):
-        done = chat(scripted, mode, messages=say("broken"), tools=[TOOL])
+        done = chat(scripted, mode, messages=say("broken"), tools=[WEATHER if "stream" in mode else TOOL])
         message = done.choices[0].message
         assert "<function=get_weather>" in message.content and done.choices[0].finish_reason == "stop"
         if "stream" not in mode:
@@ -437,3 +447,20 @@ def test_models(scripted):
     assert client(scripted).models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError):
         client(scripted).models.retrieve("other")
+
+
+@pytest.mark.parametrize("asked", [{"model": "tiny:sql"}, {"model": "sql"}, {"model": "tiny", "extra_body": {"adapter": "sql"}}])
+def test_adapters_are_chosen_by_request(scripted, asked):
+    asyncio.run(scripted.gateway.mount("sql", "/anywhere"))
+    try:
+        done = client(scripted).chat.completions.create(messages=say("hello"), **asked)
+        assert done.model == "tiny:sql" and scripted.gateway.requests[-1].adapter == "sql"
+        client(scripted).completions.create(prompt="x", **asked)
+        assert scripted.gateway.requests[-1].adapter == "sql"
+        client(scripted).responses.create(input="x", **asked)
+        assert scripted.gateway.requests[-1].adapter == "sql"
+        assert [model.id for model in client(scripted).models.list().data] == ["tiny", "tiny:sql"]
+    finally:
+        asyncio.run(scripted.gateway.unmount("sql"))
+    with pytest.raises(openai.NotFoundError):
+        client(scripted).chat.completions.create(messages=say("hello"), **asked)

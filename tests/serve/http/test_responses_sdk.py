@@ -26,8 +26,18 @@ WEATHER = {
 }
 
 
-def client(site: Any) -> OpenAI:
-    return OpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0)
+def client(site: Any, **options: Any) -> OpenAI:
+    return OpenAI(
+        base_url=f"{site.url}/v1",
+        api_key="none",
+        http_client=openai.DefaultHttpxClient(verify=False),
+        **{"max_retries": 0, **options},
+    )
+
+
+def plain() -> Any:
+    """Without certificates, whose loading takes longer than most tests."""
+    return openai.DefaultAsyncHttpxClient(verify=False)
 
 
 def respond(site: Any, mode: str, **asked: Any) -> Any:
@@ -35,7 +45,7 @@ def respond(site: Any, mode: str, **asked: Any) -> Any:
     asked = {"model": "tiny", **asked}
 
     async def go() -> Any:
-        async with AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0) as asynchronous:
+        async with AsyncOpenAI(base_url=f"{site.url}/v1", api_key="none", max_retries=0, http_client=plain()) as asynchronous:
             if mode == "async":
                 return await asynchronous.responses.parse(**asked)
             async with asynchronous.responses.stream(**asked) as stream:

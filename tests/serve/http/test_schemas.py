@@ -29,6 +29,7 @@ WORDS = ("alpha", "b2", "ümlaut", "two words", 'q"uote', "x")
 FORMATS = ("date", "time", "date-time", "uuid", "ipv4", "email")
 PATTERNS = ("^[a-c]{1,4}$", "^\\d{3}-[A-Z]$", "^(yes|no)$")
 MAX_TOKENS = 500
+VALIDATOR = jsonschema.Draft202012Validator
 
 
 def random_engine() -> Engine:
@@ -152,7 +153,7 @@ def ask(url: str, number: int) -> str:
     if choice["finish_reason"] == "length":
         return "cut"
     reply = json.loads(choice["message"]["content"])
-    jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker()).validate(reply)
+    VALIDATOR(schema, format_checker=VALIDATOR.FORMAT_CHECKER).validate(reply)
     return "whole"
 
 

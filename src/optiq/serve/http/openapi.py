@@ -122,7 +122,7 @@ def document(operations: Sequence[Operation] = OPERATIONS) -> dict[str, Any]:
             told["requestBody"] = {"required": True, "content": _json(names[one.body, "validation"])}
         content = _json(names[one.answer, "validation"])
         if one.streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {"schema": {"description": "Server-sent events, as the API has them"}}
         failure = {"description": "Not met", "content": _json(names[one.error, "validation"])}
         told["responses"] = {"200": {"description": "Done", "content": content}, "4XX": failure, "5XX": failure}
         paths.setdefault(one.path, {})[one.method.lower()] = told
