@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,6 +149,17 @@ def test_what_only_the_engine_can_see_is_one_line_too(tmp_path, capsys):
     ):
         assert edge.main(["serve", str(TINY), "--port", "0", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_drafts_change_no_text_and_are_counted():
+    texts = []
+    for words in ((), ("--mtp",)):
+        with serving(TINY, "--temp", 0, "--memory-gb", 1, *words) as (_, _, client):
+            texts.append(chat(client, max_tokens=60, enable_thinking=False).json()["choices"][0]["message"]["content"])
+            found = re.search(r"^optiq_accepted_total\{.*\} (\d+)", _metrics(client), re.MULTILINE)
+            assert (int(found[1]) > 0) == bool(words)
+    assert texts[0] == texts[1] != ""
 
 
 @pytest.mark.slow
