@@ -1,6 +1,6 @@
 """A server with a scripted engine in a process of its own: what the prompt says decides what happens. For tests of faults.
 
-The first id of a prompt is one of `SAY` to `STALL`, the second one a number: of tokens that are said first. A reply is the rest
+The first id of a prompt is one of `SAY` to `GARBLE`, the second one a number: of tokens that are said first. A reply is the rest
 of the prompt, then 100, 101, and so on, so every one is known beforehand. The text of an id is `<id>`.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -35,7 +36,7 @@ from optiq.serve.scheduler import Policy
 from optiq.serve.scripted import Script, ScriptedEngine
 from optiq.serve.supervisor import Patience, Plan, Supervisor
 
-SAY, FAIL, RAISE, HANG, ABORT, EXIT, SLOW, REFUSE, STALL = range(1, 10)
+SAY, FAIL, RAISE, HANG, ABORT, EXIT, SLOW, REFUSE, STALL, GARBLE = range(1, 11)
 STEP_S = 0.02
 QUICK = Patience(load_s=60, stall_s=0.8, hang_s=2.0, growth=0, pause_s=0.05, longest_pause_s=0.2, stop_s=2.0)
 
@@ -64,12 +65,14 @@ class Faulty(ScriptedEngine):
     def step(self) -> list[Any]:
         for job, script in list(self._jobs.values()):
             kind = job.request.prompt[0]
-            if len(job.ids) < len(script.ids) or kind not in (HANG, ABORT, EXIT, STALL):
+            if len(job.ids) < len(script.ids) or kind not in (HANG, ABORT, EXIT, STALL, GARBLE):
                 continue
             if kind == ABORT:
                 os.abort()
             if kind == EXIT:
                 os._exit(7)
+            if kind == GARBLE:
+                os.write(int(sys.argv[2]), b"\x00\x00\x00\x04oops")
             time.sleep(1.2 if kind == STALL else 3600)
         return super().step()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def test_it_serves_both_protocols_and_drains_at_the_end(tmp_path):
             os.kill(told["engine_pid"], 0)
 
 
+@pytest.mark.slow
 def test_an_interrupt_from_a_terminal_drains_and_the_second_one_ends():
     with serving("--model", TINY, "--api-key", "k") as (child, told, client):
         assert client.get("/health").status_code == 401
@@ -93,6 +95,7 @@ def test_an_interrupt_from_a_terminal_drains_and_the_second_one_ends():
             assert child.wait(5) == 130
 
 
+@pytest.mark.slow
 def test_the_engine_dies_with_a_killed_server():
     with serving(TINY) as (child, told, client), client.stream("POST", "/v1/chat/completions", json=_endless()) as reply:
         lines = reply.iter_lines()
@@ -138,6 +141,7 @@ def test_what_cannot_be_served_is_one_line(words, message, capsys, monkeypatch):
     assert message in told and len(told.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_what_only_the_engine_can_see_is_one_line_too(tmp_path, capsys):
     for words, message in (
         (["--adapter", str(tmp_path / "none")], "adapter 'none'"),
@@ -145,3 +149,58 @@ def test_what_only_the_engine_can_see_is_one_line_too(tmp_path, capsys):
     ):
         assert edge.main(["serve", str(TINY), "--port", "0", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_drafts_change_no_text_and_are_counted():
+    texts = []
+    for words in ((), ("--mtp",)):
+        with serving(TINY, "--temp", 0, "--memory-gb", 1, *words) as (_, _, client):
+            texts.append(chat(client, max_tokens=60, enable_thinking=False).json()["choices"][0]["message"]["content"])
+            found = re.search(r"^optiq_accepted_total\{.*\} (\d+)", _metrics(client), re.MULTILINE)
+            assert (int(found[1]) > 0) == bool(words)
+    assert texts[0] == texts[1] != ""
+
+
+@pytest.mark.slow
+def test_a_killed_engine_is_told_in_each_protocol_and_comes_back():
+    with serving(TINY, "--memory-gb", 1, "--prefill-chunk", 64) as (child, told, client):
+        asked = {"model": "tiny-qwen3.5", "max_tokens": 4000, "messages": [{"role": "user", "content": "x"}], "stream": True}
+        for path, body in (("/v1/chat/completions", _endless()), ("/v1/messages", asked)):
+            engine = _engine(child)
+            with client.stream("POST", path, json=body) as reply:
+                lines = reply.iter_lines()
+                for _ in range(4):
+                    next(lines)
+                os.kill(engine, signal.SIGKILL)
+                rest = [line for line in lines if line]
+            assert any("error" in line for line in rest[-3:]), rest[-3:]
+            down = client.post(path, json=body | {"stream": False})
+            assert down.status_code == 503 and int(down.headers["retry-after"]) >= 1
+            start = time.monotonic()
+            while client.get("/ready").status_code != 200:
+                assert time.monotonic() - start < 30 and client.get("/health").status_code == 200
+                time.sleep(0.05)
+            assert chat(client, max_tokens=3).status_code == 200 and child.poll() is None
+
+
+@pytest.mark.slow
+def test_a_client_that_leaves_while_its_prompt_is_read_cancels_it():
+    with serving(TINY, "--memory-gb", 1, "--prefill-chunk", 64) as (_, _, client):
+        body = {"prompt": list(range(100, 4000)), "max_tokens": 2}
+        for stream in (True, False):
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/completions", json=body | {"stream": stream}, timeout=0.1)
+            start = time.monotonic()
+            while 'state="reading"} 1' in _metrics(client):
+                assert time.monotonic() - start < 5
+        assert 'optiq_engine_finished_cancelled_total{model="tiny-qwen3.5"} 2.0' in _metrics(client)
+
+
+def _metrics(client):
+    return client.get("/metrics").text
+
+
+def _engine(child):
+    """The process id of a server's engine."""
+    return int(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()[-1])

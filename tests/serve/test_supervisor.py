@@ -18,7 +18,7 @@ from optiq.errors import InputError, ModelError
 from optiq.serve.gateway import Unavailable
 from optiq.serve.request import Finish, Reason, Refused, Token
 from optiq.serve.supervisor import Patience, Plan, Supervisor
-from serving import ABORT, EXIT, FAIL, HANG, QUICK, RAISE, REFUSE, SAY, SLOW, STALL, ask, plan, reply, supervised, until
+from serving import ABORT, EXIT, FAIL, GARBLE, HANG, QUICK, RAISE, REFUSE, SAY, SLOW, STALL, ask, plan, reply, supervised, until
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_replies_come_from_the_child_and_do_not_mix():
     run(test)
 
 
-@pytest.mark.parametrize("kind", [RAISE, ABORT, EXIT, HANG])
+@pytest.mark.parametrize("kind", [RAISE, HANG, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (ABORT, EXIT, GARBLE))])
 def test_a_lost_engine_ends_what_runs_and_comes_back(kind):
     async def test():
         async with supervised() as engine:
@@ -67,6 +67,7 @@ def test_a_lost_engine_ends_what_runs_and_comes_back(kind):
     run(test)
 
 
+@pytest.mark.slow
 def test_kills_from_outside_are_survived_and_pauses_grow():
     async def test():
         async with supervised() as engine:
@@ -78,6 +79,7 @@ def test_kills_from_outside_are_survived_and_pauses_grow():
     run(test)
 
 
+@pytest.mark.slow
 def test_a_stopped_child_is_not_ready_then_killed():
     async def test():
         async with supervised() as engine:
@@ -90,6 +92,7 @@ def test_a_stopped_child_is_not_ready_then_killed():
     run(test)
 
 
+@pytest.mark.slow
 def test_a_long_step_is_no_hang_and_flips_ready():
     async def test():
         async with supervised() as engine:
@@ -102,6 +105,7 @@ def test_a_long_step_is_no_hang_and_flips_ready():
     run(test)
 
 
+@pytest.mark.slow
 def test_limits_grow_with_loading():
     async def test():
         patience = Patience(**{**vars(QUICK), "growth": 10.0, "hang_s": 0.1, "stall_s": 0.1})
@@ -146,6 +150,7 @@ def test_closing_the_iterator_cancels_in_any_state():
     run(test)
 
 
+@pytest.mark.slow
 def test_too_many_are_refused_by_both_sides():
     async def test():
         chosen = plan(rows=1, waiting=3)
@@ -194,6 +199,7 @@ def test_an_engine_that_cannot_be_opened_is_said_at_the_start(tmp_path):
     run(test)
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_come_back_is_tried_until_it_can(tmp_path):
     async def test():
         sign = tmp_path / "sign"
@@ -225,7 +231,7 @@ def test_stopping_ends_child_and_requests():
     run(test)
 
 
-@pytest.mark.parametrize("kind", ["idle", "hang"])
+@pytest.mark.parametrize("kind", ["hang", pytest.param("idle", marks=pytest.mark.slow)])
 def test_the_child_dies_with_its_parent(kind):
     code = (
         "import asyncio, os, sys, serving\n"

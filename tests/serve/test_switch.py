@@ -70,6 +70,7 @@ def test_one_engine_at_a_time_and_the_line_keeps_its_order():
     run(test)
 
 
+@pytest.mark.slow
 def test_an_idle_engine_is_ended_and_comes_back_with_its_adapters(tmp_path):
     async def test():
         async with switched(plan(), idle_s=0.3) as (switch, one):
@@ -86,6 +87,7 @@ def test_an_idle_engine_is_ended_and_comes_back_with_its_adapters(tmp_path):
     run(test)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_told_to_all_who_wait(tmp_path):
     async def test():
         sign = tmp_path / "sign"
@@ -102,6 +104,7 @@ def test_a_model_that_cannot_be_loaded_is_told_to_all_who_wait(tmp_path):
     run(test)
 
 
+@pytest.mark.slow
 def test_the_line_has_an_end():
     async def test():
         async with switched(plan(), plan(), most=2) as (_, one, two):
@@ -116,6 +119,7 @@ def test_the_line_has_an_end():
     run(test)
 
 
+@pytest.mark.slow
 def test_stopping_ends_the_line():
     async def test():
         async with switched(plan(), plan()) as (switch, one, two):

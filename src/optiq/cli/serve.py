@@ -209,6 +209,7 @@ def _plan(args: argparse.Namespace, path: Path, caches: dict[str, Any]) -> Plan:
     options: dict[str, Any] = {
         "model": str(path.absolute()),
         "caches": caches,
+        "mtp": args.mtp,
         "policy": {"max_rows": args.max_concurrent, "max_waiting": args.max_queue, "chunk": args.prefill_chunk},
         "context": args.context or context_length(path) or 0,
         "memory_bytes": round(args.memory_gb * 1e9),

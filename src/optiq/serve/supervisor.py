@@ -70,7 +70,7 @@ class Patience:
     load_s: float = 1800.0
     stall_s: float = 10.0
     hang_s: float = 60.0
-    growth: float = 2.0
+    growth: float = 4.0
     pause_s: float = 0.25
     longest_pause_s: float = 4.0
     steady_s: float = 30.0

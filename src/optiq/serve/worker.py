@@ -33,7 +33,7 @@ from optiq.serve.messages import HEAD, Value, from_error, from_event, from_load,
 from optiq.serve.opening import Opened
 from optiq.serve.request import Finish, Finished, Usage
 
-IDLE_S = 1.0
+IDLE_S = 0.5
 EXIT_LOST = 3  # the parent is gone
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 

@@ -129,6 +129,7 @@ def test_what_is_full_or_down_says_when_to_come_back():
     run(test)
 
 
+@pytest.mark.slow
 def test_a_lost_engine_before_the_first_token_is_a_503():
     async def test():
         async with site() as here, here.client() as client:
@@ -153,6 +154,8 @@ def test_hosts_and_origins():
             for origin in origins:
                 reply = await client.get("/health", headers={"origin": origin, "host": f"my.name:{here.port}"})
                 assert reply.status_code == 200 and reply.headers["access-control-allow-origin"] == origin
+                lost = await client.get("/nowhere", headers={"origin": origin, "host": f"my.name:{here.port}"})
+                assert lost.status_code == 404 and lost.headers["access-control-allow-origin"] == origin
             for origin in ("null", "https://evil.example", "http://localhost.evil.example", "https://page.example.evil", "x"):
                 reply = await client.post("/text", json={"prompt": [SAY, 1]}, headers={"origin": origin})
                 assert reply.status_code == 403 and "access-control-allow-origin" not in reply.headers, origin
@@ -230,7 +233,7 @@ def test_heads_have_a_size_and_a_time():
     run(test)
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_client_that_leaves_cancels_its_request(stream):
     async def test():
         async with site(plan(rows=1, waiting=2)) as here, here.client() as client:
@@ -250,6 +253,7 @@ def test_a_client_that_leaves_cancels_its_request(stream):
     run(test)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_dropped():
     async def test():
         async with site(limits=Limits(write_s=0.3)) as here:
@@ -288,6 +292,7 @@ def test_the_end_drains_and_a_second_signal_does_not():
     run(test)
 
 
+@pytest.mark.slow
 def test_what_does_not_end_in_time_is_told_so():
     async def test():
         async with site(plan(rows=1), drain_s=0.3) as here, here.client() as client:

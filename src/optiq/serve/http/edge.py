@@ -16,6 +16,7 @@ from dataclasses import replace
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from optiq.serve.http.guard import SHARED
 from optiq.serve.http.problem import Kind, Problem, Surface, problem_of
 
 ID = "optiq.request_id"  # where routes find it in the scope
@@ -47,7 +48,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", name.encode()), (b"request-id", name.encode())]
+                ids = ((b"x-request-id", name.encode()), (b"request-id", name.encode()))
+                message["headers"] = [*message["headers"], *ids, *scope.get(SHARED, ())]
             await send(message)
 
         try:

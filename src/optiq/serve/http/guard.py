@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from optiq.errors import InputError
 from optiq.serve.http.problem import Kind, Problem, Refusal
 
+SHARED = "optiq.shared"  # in the scope: headers by which a browser lets a page read any answer, errors too; `edge` adds them
 PREFLIGHT_S = 600  # a browser remembers an answer for so long
 
 
@@ -83,17 +84,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         self._check_origin(origin, headers.get("host", ""))
-
-        async def shared(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_shared(origin)]
-            await send(message)
-
+        scope[SHARED] = _shared(origin)
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            await _preflight(headers)(scope, receive, shared)
+            await _preflight(headers)(scope, receive, send)
             return
         self._check_key(headers)
-        await self._app(scope, receive, shared)
+        await self._app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
         host = _hostname(headers.get("host", ""))

@@ -83,6 +83,7 @@ class _Exchange:
         self._receive, self._send, self._write_s = receive, send, write_s
         self._given = self._finished = False
         self._gone = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp) -> None:
         """Run what is below.
@@ -90,15 +91,14 @@ class _Exchange:
         Raises:
             Gone: the client went away; what is below was cancelled.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        watcher = asyncio.create_task(self._watch(task))
+        self._task = asyncio.current_task()
+        watcher = asyncio.create_task(self._watch())
         try:
             await app(self._scope, self.receive, self.send)
         except asyncio.CancelledError:
-            if not self._gone.is_set():
+            if self._task is None or not self._gone.is_set():
                 raise
-            task.uncancel()
+            self._task.uncancel()
             raise Gone from None
         finally:
             watcher.cancel()
@@ -118,12 +118,17 @@ class _Exchange:
                 await self._send(message)
         except TimeoutError:
             self._scope.get(ABORT, lambda: None)()
-            await asyncio.Event().wait()  # until the watcher, who hears of it, cancels this task
+            self._leave()
+            await asyncio.Event().wait()  # for its own end
         self._finished = message["type"] == "http.response.body" and not message.get("more_body", False)
 
-    async def _watch(self, task: asyncio.Task[None]) -> None:
+    async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._finished:
+        self._leave()
+
+    def _leave(self) -> None:
+        """The client is gone: end what is below, once."""
+        if self._task is not None and not self._finished and not self._gone.is_set():
             self._gone.set()
-            task.cancel()
+            self._task.cancel()

@@ -17,7 +17,7 @@ from http import HTTPStatus
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from optiq.errors import OptiqError
+from optiq.errors import OptiqError, ResourceError
 from optiq.serve.gateway import Unavailable
 from optiq.serve.http.context import Context, UnknownModel
 from optiq.serve.request import Reason, Refused
@@ -104,6 +104,8 @@ def problem_of(error: Exception) -> Problem:
         return Problem(Kind.DOWN, str(error), retry_after_s=error.retry_after_s)
     if isinstance(error, UnknownModel):
         return Problem(Kind.UNKNOWN, str(error), field="model")
+    if isinstance(error, ResourceError):
+        return Problem(Kind.DOWN, str(error), retry_after_s=BUSY_RETRY_S)
     if isinstance(error, OptiqError):
         return Problem(Kind.INVALID, str(error))
     return Problem(Kind.BUG, "the server failed to answer this request; its log says more")

@@ -155,11 +155,13 @@ def make_server(app: ASGIApp, limits: Limits, drain_s: float | None) -> Server:
         drain_s: how long what runs may take to end; None for as long as it takes.
     """
     connection = type("Connection", (Connection,), {"header_s": limits.header_s})
-    settings: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
+    # What it has to log a client can cause at will, or `edge` has logged already.
+    settings: dict[str, Any] = {"lifespan": "off", "log_config": None, "log_level": "critical", "access_log": False}
     config = uvicorn.Config(
         app,
         http=connection,
         ws="none",
+        server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=None if drain_s is None else drain_s + LAST_WORDS_S,  # type: ignore[arg-type]
