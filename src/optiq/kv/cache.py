@@ -20,6 +20,7 @@ import mlx.core as mx
 
 from optiq.errors import FormatError
 from optiq.kernels import attention, coded_attention, native, packed
+from optiq.kernels.fused import FEW_ROWS
 from optiq.kernels.packed import Packed
 from optiq.kv.batch import Batched
 from optiq.kv.columns import Columns
@@ -68,6 +69,9 @@ class PackedCache(Batched):
             sinks: [H], one more score per head that has no value.
         """
         places, length = self._places(), queries.shape[2]
+        if self._one_by_one(queries, mask, sinks):
+            each = [self._attend_packed(queries[:, :, n : n + 1], scale, None, None, 1, length - 1 - n) for n in range(length)]
+            return mx.concatenate(each, axis=2)
         if self._knows(mask, places, length):
             mask = None if length == 1 else "causal"
         elif mask is None and length > 1:
@@ -166,6 +170,15 @@ class PackedCache(Batched):
         few = native.module() is not None or coded_attention.few(queries, self._full[0].shape[1])
         return rotated and seen and few
 
+    def _one_by_one(self, queries: mx.array, mask: mx.array | str | None, sinks: mx.array | None) -> bool:
+        """Whether a few tokens that are packed already (tail 0) attend one by one, for then they have the bits of single steps.
+
+        The newest packed token counts as a full-precision one; of a step as a whole, all of its tokens would.
+        """
+        length = queries.shape[2]
+        few = 1 < length <= min(FEW_ROWS, self._packed - 1) and self._padding is None
+        return not self.recipe.tail and few and mask == "causal" and sinks is None and self._over_rotated(queries, mask)
+
     def _knows(self, mask: mx.array | str | None, places: Places, length: int) -> bool:
         """Whether a mask is what `make_mask` made for these columns, which says no more than causal and padding do."""
         if not isinstance(mask, mx.array) or places.even:
@@ -175,15 +188,16 @@ class PackedCache(Batched):
         return mask is causal(places.timely, length, self.window)
 
     def _attend_packed(
-        self, queries: mx.array, scale: float, mask: mx.array | None, starts: mx.array | None, newest: int
+        self, queries: mx.array, scale: float, mask: mx.array | None, starts: mx.array | None, newest: int, unseen: int = 0
     ) -> mx.array:
-        """`packed.attend`, with the newest packed tokens given as full-precision ones."""
+        """`packed.attend`, with the newest packed tokens given as full-precision ones, but for the last `unseen`."""
         assert self._full is not None and self._rows is not None
-        end, sinks, sides = self._packed - newest, self._sinks, []
+        seen, sinks, sides = self._packed - unseen, self._sinks, []
+        end = seen - newest
         for rows, buffers, full in zip(self._rows, self._buffers, self._full, strict=True):
             assert isinstance(rows, Rotated)
             if newest:
-                fresh = rows.unpack([buffer[:, :, end : self._packed] for buffer in buffers], full.dtype)
+                fresh = rows.unpack([buffer[:, :, end:seen] for buffer in buffers], full.dtype)
                 full = mx.concatenate([full[:, :, :sinks], fresh, full[:, :, sinks:]], 2) if full.shape[2] else fresh
             sides.append((Packed(*self._view(buffers, end)), full, rows.form))
         (keys, k, key_form), (values, v, value_form) = sides
