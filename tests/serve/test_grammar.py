@@ -330,3 +330,71 @@ def test_a_grammar_is_compiled_once_and_the_oldest_is_forgotten(compiler: Compil
     for number in range(64):
         compiler.compile(GrammarSpec.choice([f"other {number}"]))
     assert compiler.compile(first) is not kept
+
+
+def test_reasoning_ends_where_its_budget_is_spent(compiler: Compiler, tokenizer: Any) -> None:
+    after, word = (11, THINK_END), ids(tokenizer, "x")[0]
+    for grammar in (compiler.anything, compiler.compile(GrammarSpec.choice(["yes"]))):
+        state = grammar.start(after, budget=2)
+        for token in (word, word, *after):
+            assert not state.begun and state.mask()[token] and not state.mask()[END]
+            state.advance(token)
+        assert state.begun
+        state.rollback(2)
+        assert list(np.flatnonzero(state.mask())) == [11]
+        assert state.accepted([word]) == 0 and state.accepted(after) == 2
+        assert len(state.masks([*after, word])) >= 3
+        early = grammar.start(after, budget=2)
+        for token in after:
+            early.advance(token)
+        assert early.begun
+
+
+def test_any_text_may_follow_a_budget(compiler: Compiler, tokenizer: Any) -> None:
+    state = compiler.anything.start((THINK_END,), budget=0)
+    assert list(np.flatnonzero(state.mask())) == [THINK_END]
+    state.advance(THINK_END)
+    assert state.mask()[:4096].all() and not state.mask()[4096:].any() and state.accepts_end and not state.finished
+    copy = state.copy()
+    for token in (5, 6, IM_END):
+        state.advance(token)
+    assert state.finished and not copy.finished
+    state.rollback(4)
+    assert not state.begun and len(state) == 0
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "bad"),
+    [
+        ("date", "2024-02-28 2023-12-31 1999-04-30", "2023-02-29 2023-04-31 0000-01-01 2023-13-01"),
+        ("time", "00:00:00Z 23:59:59.123456+23:59", "24:00:00Z 08:27:60.41+18:35 12:00:00"),
+        ("date-time", "2024-02-28T12:30:00Z", "2023-02-30T12:30:00Z 2024-02-28 2024-02-28T12:30:61Z"),
+    ],
+)
+def test_dates_and_times_are_real(compiler: Compiler, tokenizer: Any, form: str, good: str, bad: str) -> None:
+    spec = GrammarSpec.json_schema({"type": "array", "items": {"type": "string", "format": form}})
+    for text, expected in [(text, True) for text in good.split()] + [(text, False) for text in bad.split()]:
+        assert fits(compiler, tokenizer, spec, f'["{text}"]') == expected, text
+    assert "format" in spec.text
+
+
+def test_a_reply_may_open_its_reasoning_itself(compiler: Compiler, tokenizer: Any) -> None:
+    think, word = 4094, ids(tokenizer, "x")[0]
+    for grammar in (compiler.anything, compiler.compile(GrammarSpec.choice(["yes"]))):
+        state = grammar.start((THINK_END,), budget=2, opening=think)
+        assert state.begun and state.mask()[think]
+        for token in (think, word, word):
+            state.advance(token)
+            assert not state.begun
+        assert list(np.flatnonzero(state.mask())) == [THINK_END]
+        state.advance(THINK_END)
+        assert state.begun and state.accepted(ids(tokenizer, "yes")) == len(ids(tokenizer, "yes"))
+        state.rollback(4)
+        assert state.begun and len(state) == 0 and state.mask()[think]
+        plain = grammar.start((THINK_END,), opening=think)
+        for token in ids(tokenizer, "yes"):
+            plain.advance(token)
+        assert plain.accepts_end
+    strict = compiler.compile(GrammarSpec.choice(["yes"])).start((THINK_END,), opening=think)
+    assert not strict.mask()[word] and not strict.mask()[list(compiler.breaks)].any()
+    assert len(strict.masks([think, word, THINK_END])) == 4

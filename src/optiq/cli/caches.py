@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from optiq.kv.options import Maker
+    from optiq.kv.options import CacheOptions, Maker
 
 
 def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,17 @@ def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-config", metavar="FILE", help="a kv_config.json, or its directory: widths and schemes by layer")
 
 
+def cache_options(args: argparse.Namespace) -> CacheOptions:
+    """What the flags ask for; no file is read.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    from optiq.kv.options import CacheOptions
+
+    return CacheOptions(args.kv_bits, args.kv_scheme, args.kv_config)
+
+
 def cache_maker(args: argparse.Namespace) -> Maker:
     """What makes the caches that the flags ask for; a file is read now.
 
@@ -28,6 +39,4 @@ def cache_maker(args: argparse.Namespace) -> Maker:
         InputError: they contradict each other, or no such file.
         FormatError: the file cannot be read.
     """
-    from optiq.kv.options import CacheOptions
-
-    return CacheOptions(args.kv_bits, args.kv_scheme, args.kv_config).read()
+    return cache_options(args).read()

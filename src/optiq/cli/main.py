@@ -34,6 +34,7 @@ COMMANDS.add("convert", ("optiq.cli.convert", "quantize a model to a budget, and
 COMMANDS.add("plan", ("optiq.cli.plan", "solve again from a saved sensitivity table"))
 COMMANDS.add("kv-cache", ("optiq.cli.kv_cache", "choose the bits of key/value caches by what they cost"))
 COMMANDS.add("generate", ("optiq.cli.generate", "write text with a model: one reply, or a conversation"))
+COMMANDS.add("serve", ("optiq.cli.serve", "serve a model to OpenAI's and Anthropic's clients"))
 COMMANDS.add("bench", ("optiq.cli.bench", "measure how fast a model reads and writes on this machine"))
 COMMANDS.add("inspect", ("optiq.cli.inspect", "show the bits and bytes of a model directory"))
 COMMANDS.add("models", ("optiq.cli.models", "show the reference models, and which of them fit this machine"))

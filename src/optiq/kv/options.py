@@ -43,6 +43,13 @@ class CacheOptions:
         if self.bits is not None:
             check_bits(self.scheme or DEFAULT_SCHEME, self.bits, "--kv-bits")
 
+    @property
+    def text(self) -> str:
+        """What is asked for, in a word or two; empty for full precision."""
+        if self.config is not None:
+            return self.config
+        return "" if self.bits is None else f"{self.scheme or DEFAULT_SCHEME} {self.bits}"
+
     def read(self) -> Maker:
         """What makes such caches; a file is read now.
 
@@ -53,11 +60,9 @@ class CacheOptions:
         if self.config is not None:
             from optiq.kv.config import read_config
 
-            return Maker(self.config, config=read_config(self.config))
-        if self.bits is None:
-            return Maker("")
-        scheme = self.scheme or DEFAULT_SCHEME
-        return Maker(f"{scheme} {self.bits}", recipe=preset(scheme, self.bits))
+            return Maker(self.text, config=read_config(self.config))
+        recipe = None if self.bits is None else preset(self.scheme or DEFAULT_SCHEME, self.bits)
+        return Maker(self.text, recipe)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from optiq.kernels import memory, native
 from optiq.models import arch, layers
 from optiq.models.chat import TOKENIZER_FILES, has_tokenizer
 from optiq.models.checkpoint import Checkpoint
+from optiq.models.generation import stop_ids
 from optiq.models.hub import resolve
 
 
@@ -43,6 +44,15 @@ def load_modules(path: Path) -> tuple[Any, dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: mlx-lm cannot load it ({error}).") from error
     return layers.use_kernels(model), config
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a directory as `load` gives it, without the model.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    return _load_tokenizer(path, {"eos_token_id": sorted(stop_ids(path)) or None})
 
 
 def _load_tokenizer(path: Path, config: dict[str, Any]) -> Any:

@@ -30,7 +30,7 @@ from optiq.models.marks import watch
 from optiq.serve.admission import Admission
 from optiq.serve.drafting import Drafts
 from optiq.serve.drawing import Drawn, draw, logprobs
-from optiq.serve.grammar import Compiler
+from optiq.serve.grammar import Compiler, State
 from optiq.serve.job import Job
 from optiq.serve.memory import Budget, Footprint
 from optiq.serve.prefix import Piece, PrefixCache
@@ -134,8 +134,7 @@ class Engine:
         request = self._admission.fitted(request)
         adapter, drafts = self._adapters.sha256(request.adapter), self._drafts.wanted(request)
         key: Hashable = (self.options.revision, kind, adapter, request.template, drafts)
-        grammar = None if request.grammar is None else self._grammars().compile(request.grammar).start(request.after)
-        job = Job(name, request, key, time.perf_counter(), grammar)
+        job = Job(name, request, key, time.perf_counter(), self._grammar(request))
         self.scheduler.submit(name)
         self._jobs[name] = job
         self.counters["requests"] += 1
@@ -202,6 +201,14 @@ class Engine:
         counts = len(lists.waiting), len(lists.reading), len(lists.decoding)
         return Load(*counts, held, self.prefix.bytes, self.budget.limit_bytes, counters)
 
+    def _grammar(self, request: Request) -> State | None:
+        """What limits the tokens of a reply; None where nothing does."""
+        if request.grammar is None and request.thinking_budget is None:
+            return None
+        compiler = self._grammars()
+        grammar = compiler.anything if request.grammar is None else compiler.compile(request.grammar)
+        return grammar.start(request.after, request.thinking_budget, request.opening)
+
     def _grammars(self) -> Compiler:
         """Made with the first grammar."""
         if self._compiler is None:
@@ -223,7 +230,8 @@ class Engine:
         job.started = now
         job.caches = request.caches(self.model)
         self._drafts.begin(job)
-        found = self.prefix.find(job.key, request.prompt, len(request.prompt) - 1)
+        scoring = request.prompt_logprobs is not None  # which needs every token to be read
+        found = None if scoring else self.prefix.find(job.key, request.prompt, len(request.prompt) - 1)
         if found is not None:
             assert found.rest is not None
             built = pieces.build(job.held(), [step.columns.value for step in found.path()], found.rest.value)
@@ -237,6 +245,7 @@ class Engine:
         job.begin_text(self.tokenizer)
         self.counters["prompt_tokens"] += len(request.prompt)
         self.counters["cached_tokens"] += job.read
+        self._events.append(Progress(job.name, job.read, len(request.prompt), cached=job.read))
 
     def _read_on(self, slice_s: float | None) -> None:
         """Read at prompts in their turn for so many seconds; without a limit, one chunk."""
@@ -252,9 +261,10 @@ class Engine:
         with self._edge_of(job):
             prompt = job.request.prompt
             if job.chunk is None and job.read < len(prompt) - 1:
-                stop = next_stop(job.read, len(prompt), job.cuts, self._admission.chunk)
+                scoring = job.request.prompt_logprobs is not None
+                stop = next_stop(job.read, len(prompt), job.cuts, GRID if scoring else self._admission.chunk)
                 adapted = self._adapters.rows([job.request.adapter])
-                job.chunk = Chunk(self._halves, prompt[job.read : stop], job.caches, adapted, job.drafter)
+                job.chunk = Chunk(self._halves, prompt[job.read : stop], job.caches, adapted, job.drafter, scoring)
                 mx.reset_peak_memory()
                 self._active = mx.get_active_memory()
             if job.chunk is not None:
@@ -269,11 +279,13 @@ class Engine:
     def _chunk_read(self, job: Job, chunk: Chunk) -> None:
         """A chunk is done: book it, and keep a checkpoint where one is due."""
         job.chunk = None
+        top, following = job.request.prompt_logprobs, job.request.prompt[job.read + 1 : job.read + chunk.size + 1]
+        scored = () if top is None else chunk.scored(following, top)
         job.read += chunk.size
         job.since_s += chunk.seconds
         self.budget.learn(max(0, mx.get_peak_memory() - max(self._active, mx.get_active_memory())), max(GRID, chunk.size))
         self.scheduler.read(job.name, chunk.size)
-        self._events.append(Progress(job.name, job.read, len(job.request.prompt)))
+        self._events.append(Progress(job.name, job.read, len(job.request.prompt), job.usage.cached_tokens, scored))
         if job.read in job.cuts and self.prefix.limit_bytes:
             self._keep(job)
 

@@ -7,7 +7,9 @@ from `Grammar.start`. The parser is llguidance. Knows tokens and their bytes; kn
     every token but stop tokens  | beside the grammar's first token  | what it allows     | where it is complete
 
 The first two parts exist where the state is told how reasoning ends. Templates write line breaks behind `</think>`, so models
-expect them there; they are no part of the grammar's text.
+expect them there; they are no part of the grammar's text. Some models open the reasoning themselves, with their first token or
+not at all. Reasoning may have a budget: when it is spent, nothing but its end may
+come. A reply of any text may have one, too (`Compiler.anything`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 
 from optiq.errors import InputError, ModelError
 from optiq.registry import Table
-from optiq.serve.schema import check_keywords
+from optiq.serve.schema import check_keywords, with_real_times
 
 Mask = NDArray[np.bool_]
 
@@ -85,6 +87,9 @@ class Compiler:
         self.reasoning.flags.writeable = False
         breaks = [self.tokenizer.tokenize_str(text) for text in ("\n", "\n\n")]
         self.breaks = frozenset(ids[0] for ids in breaks if len(ids) == 1)
+        self.known: Mask = np.arange(width) < known
+        self.known.flags.writeable = False
+        self.anything = Grammar(self, None)
         self._kept: OrderedDict[GrammarSpec, Grammar] = OrderedDict()
 
     def compile(self, spec: GrammarSpec) -> Grammar:
@@ -116,30 +121,40 @@ class Grammar:
 
     Args:
         compiler: whose tokens it is about.
-        matcher: before its first token.
+        matcher: before its first token; None where any text will do.
     """
 
-    def __init__(self, compiler: Compiler, matcher: LLMatcher) -> None:
+    def __init__(self, compiler: Compiler, matcher: LLMatcher | None) -> None:
         self.compiler = compiler
         self._matcher = matcher
 
-    def start(self, after: Sequence[int] = ()) -> State:
+    def start(self, after: Sequence[int] = (), budget: int | None = None, opening: int | None = None) -> State:
         """The state of a new row.
 
         Args:
             after: token ids that end the model's reasoning; the grammar begins behind their first appearance in the reply. None
                 of them: it begins at once.
+            budget: at most so many tokens of reasoning come before `after`, which is all that may come then.
+            opening: the reply reasons only where this is its first token; None: it begins within its reasoning.
         """
-        return State(self.compiler, self._matcher.deep_copy(), tuple(after))
+        return State(self.compiler, _copied(self._matcher), tuple(after), budget, opening)
 
 
 class State:
     """Where one row stands; made by `Grammar.start`."""
 
-    def __init__(self, compiler: Compiler, matcher: LLMatcher, after: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        compiler: Compiler,
+        matcher: LLMatcher | None,
+        after: tuple[int, ...],
+        budget: int | None = None,
+        opening: int | None = None,
+    ) -> None:
         self._compiler, self._matcher, self._after = compiler, matcher, after
-        self._reasoning: list[int] = []  # the reply up to the end of its reasoning
-        self._begun = not after
+        self._budget, self._opening = budget, opening
+        self._reasoning: list[int] = []  # the reply up to the end of its reasoning, with what opened it
+        self._begun = not after or opening is not None
         self._broken = 0  # tokens of line breaks behind it: 0 or 1
         self._taken = 0  # tokens of the grammar's text
         self._ended = False  # a stop token came
@@ -156,12 +171,13 @@ class State:
     @property
     def accepts_end(self) -> bool:
         """Whether the grammar is complete, so that a stop token may come."""
-        return self._begun and (self._ended or self._matcher.is_accepting())
+        return self._begun and (self._ended or self._matcher is None or self._matcher.is_accepting())
 
     @property
     def finished(self) -> bool:
         """Whether nothing but a stop token may come, or one has come."""
-        return self._begun and (self._ended or (self._matcher.is_stopped() and self.accepts_end))
+        stopped = self._matcher is not None and self._matcher.is_stopped()
+        return self._begun and (self._ended or (stopped and self.accepts_end))
 
     def mask(self) -> Mask:
         """Which tokens may come next, [V]; not to be written to.
@@ -169,9 +185,13 @@ class State:
         Raises:
             InputError: the grammar has become too complex here, or no token of this model can go on.
         """
+        width = self._compiler.width
+        if (due := self._due) is not None:
+            return np.asarray(np.arange(width) == due)
         if not self._begun:
             return self._compiler.reasoning
-        width = self._compiler.width
+        if self._matcher is None:
+            return self._compiler.known
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         found = np.zeros(width, np.uint8)
@@ -179,6 +199,8 @@ class State:
         found[: len(known)] = known
         if self._may_break:
             found[list(self._compiler.breaks)] = 1
+        if self._may_open:
+            found[self._opening] = 1
         mask = found.view(np.bool_)
         if not mask.any():
             raise InputError(f"the grammar cannot go on after {len(self)} tokens: the model has no token for what it asks for")
@@ -237,42 +259,63 @@ class State:
             self._ended, count = False, count - 1
         text = min(count, self._taken)
         if text:
-            self._matcher.rollback(text)
+            if self._matcher is not None:
+                self._matcher.rollback(text)
             self._taken, count = self._taken - text, count - text
         if count and self._broken:
             self._broken, count = 0, count - 1
         if count:
             del self._reasoning[-count:]
-            self._begun = False
+            self._begun = self._opening is not None and not self._reasoning
 
     def copy(self) -> State:
         """A second state that goes its own way from here."""
-        other = State(self._compiler, self._matcher.deep_copy(), self._after)
+        other = State(self._compiler, _copied(self._matcher), self._after, self._budget, self._opening)
         other._reasoning, other._begun = list(self._reasoning), self._begun
         other._broken, other._taken, other._ended = self._broken, self._taken, self._ended
         return other
 
     @property
+    def _due(self) -> int | None:
+        """The only token that may come, where the budget of the reasoning is spent."""
+        if self._begun or self._budget is None:
+            return None
+        beyond = len(self._reasoning) - (self._opening is not None) - self._budget
+        return self._after[beyond] if beyond >= 0 else None
+
+    @property
+    def _may_open(self) -> bool:
+        """Whether the reply may begin with its reasoning."""
+        return self._opening is not None and not len(self)
+
+    @property
     def _may_break(self) -> bool:
         """Whether a token of line breaks may come that is no part of the grammar's text."""
-        return bool(self._after) and self._begun and not self._broken and not self._taken and not self._ended
+        beginning = self._begun and not self._broken and not self._taken and not self._ended
+        return beginning and bool(self._after) and self._matcher is not None and not self._may_open
 
     def _allows(self, token: int) -> bool:
         if not 0 <= token < self._compiler.width:
             return False
+        if (due := self._due) is not None:
+            return token == due
         if not self._begun:
             return bool(self._compiler.reasoning[token])
+        if self._may_open and token == self._opening:
+            return True
         if token in self._compiler.stops:
             return self.accepts_end
         return self._fits(token) or (self._may_break and token in self._compiler.breaks)
 
     def _fits(self, token: int) -> bool:
         """Whether the token is one that the grammar's text may go on with."""
+        if self._matcher is None:
+            return bool(self._compiler.known[token])
         return self._matcher.validate_tokens([token]) == 1
 
     def _take(self, token: int) -> None:
         """Go on by a token that may come."""
-        if not self._begun:
+        if not self._begun or (self._may_open and token == self._opening):
             self._reasoning.append(token)
             self._begun = tuple(self._reasoning[-len(self._after) :]) == self._after
         elif token in self._compiler.stops:
@@ -280,12 +323,17 @@ class State:
         elif self._may_break and token in self._compiler.breaks and not self._fits(token):
             self._broken = 1
         else:
-            self._matcher.consume_token(token)
+            if self._matcher is not None:
+                self._matcher.consume_token(token)
             self._taken += 1
 
     def _check(self) -> None:
-        if self._matcher.is_error():
+        if self._matcher is not None and self._matcher.is_error():
             raise InputError(f"the grammar failed after {len(self)} tokens: {_one_line(self._matcher.get_error())}; simplify it")
+
+
+def _copied(matcher: LLMatcher | None) -> LLMatcher | None:
+    return None if matcher is None else matcher.deep_copy()
 
 
 def _json_schema(text: str) -> str:
@@ -304,8 +352,12 @@ def _json_object(text: str) -> str:
 
 
 def _from_schema(schema: dict[str, Any]) -> str:
-    space = rf"[ \t\r\n]{{0,{MOST_SPACE}}}"
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"lenient": False, "whitespace_pattern": space})
+    return LLMatcher.grammar_from_json_schema(with_real_times(schema), overrides=json_options())
+
+
+def json_options() -> Any:
+    """How JSON is written within any grammar: whatever the schema says counts, white space is bounded."""
+    return {"lenient": False, "whitespace_pattern": rf"[ \t\r\n]{{0,{MOST_SPACE}}}"}
 
 
 def _choice(text: str) -> str:

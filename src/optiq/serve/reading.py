@@ -13,9 +13,11 @@ from contextlib import AbstractContextManager
 import mlx.core as mx
 
 from optiq.generate.drafter import Drafter
+from optiq.generate.logprobs import log_probabilities
 from optiq.models.caches import Caches, evaluate
 from optiq.models.forward import Halves
 from optiq.models.marks import marks
+from optiq.serve.request import Logprob, Scored
 from optiq.serve.scheduler import GRID
 
 
@@ -28,6 +30,7 @@ class Chunk:
         caches: moved on at once, lazily.
         adapted: a context in which the model uses the request's adapter.
         drafter: is told at the end; None for nobody.
+        scored: `scored` will be asked for; logits are V wide, so such chunks are short.
     """
 
     def __init__(
@@ -37,12 +40,14 @@ class Chunk:
         caches: Caches,
         adapted: AbstractContextManager[None],
         drafter: Drafter | None = None,
+        scored: bool = False,
     ) -> None:
         self.size = len(tokens)
         self.seconds = 0.0
         self._tokens = mx.array(list(tokens))
         with adapted, marks() as found:
             self._hidden = halves.body(self._tokens[None], caches)
+            self._logits = halves.head(self._hidden) if scored else None
         self._left = found[::-1]
         self._caches, self._drafter = caches, drafter
 
@@ -63,6 +68,21 @@ class Chunk:
             self._drafter.seen(self._tokens, self._hidden)
         self.seconds += time.perf_counter() - start
         return True
+
+    def scored(self, following: Sequence[int], top: int) -> tuple[Scored, ...]:
+        """What the model thought of the tokens that follow on each of the chunk's.
+
+        Args:
+            following: as many ids as the chunk has tokens.
+            top: how many alternatives to tell.
+        """
+        assert self._logits is not None
+        logits = self._logits[0]
+        found = log_probabilities(logits, following, [min(top, logits.shape[-1])] * len(following))
+        return tuple(
+            Scored(token, one.chosen, tuple(Logprob(int(i), float(v)) for i, v in zip(one.ids, one.values, strict=True)))
+            for token, one in zip(following, found, strict=True)
+        )
 
 
 def plan_cuts(length: int, wanted: Sequence[int], every: int) -> list[int]:

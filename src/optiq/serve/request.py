@@ -8,6 +8,7 @@ Refused                            raised where a request cannot be taken in, wi
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,7 +39,11 @@ class Request:
         adapter: name of a mounted adapter, or None.
         grammar: what the reply must match, or None.
         after: token ids that end the part of the reply that the grammar leaves free (`</think>`); empty: it binds at once.
+        opening: the token that opens such a part, with which the reply may begin or not; None: the prompt has opened it.
+        thinking_budget: at most so many tokens come before `after`, which is written then; None for no limit.
         logprobs: tell so many alternatives with each token's log probability; None tells neither.
+        prompt_logprobs: tell the log probability of each token of the prompt but the first, with so many alternatives; None tells
+            none. Such a prompt is read from its beginning.
         template: hash of the chat template that wrote the prompt; prefixes are shared among equal ones.
         draft: whether speculation may draft tokens for it.
     """
@@ -53,7 +58,10 @@ class Request:
     adapter: str | None = None
     grammar: GrammarSpec | None = None
     after: tuple[int, ...] = ()
+    opening: int | None = None
+    thinking_budget: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     template: str = ""
     draft: bool = True
 
@@ -64,8 +72,12 @@ class Request:
             raise InputError(f"max_tokens is {self.max_tokens}, expected a whole number of at least 1")
         if "" in self.stops:
             raise InputError("a stop string is empty, expected a text")
-        if self.logprobs is not None and self.logprobs < 0:
-            raise InputError(f"logprobs is {self.logprobs}, expected a whole number of at least 0")
+        if self.thinking_budget is not None and (self.thinking_budget < 0 or not self.after):
+            raise InputError(f"thinking_budget is {self.thinking_budget}, expected at least 0, and tokens that end the reasoning")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"{name} is {value}, expected a whole number of at least 0")
 
 
 class Reason(enum.StrEnum):
@@ -128,12 +140,31 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A token of the prompt, the log probability that the model gave it, and the likeliest tokens in its place."""
+
+    token: int
+    logprob: float
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Tokens of the prompt that have been read, and its length."""
+    """How far a prompt has been read; the first one is told when the request starts.
+
+    Args:
+        request: whose.
+        read: tokens so far.
+        total: all of its tokens.
+        cached: how many were known from earlier prompts.
+        scored: those that follow on the tokens read last, each in its turn; empty where not asked for.
+    """
 
     request: str
     read: int
     total: int
+    cached: int = 0
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,6 +239,16 @@ class Serving(Protocol):
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the mounted adapters."""
+
+    def mount(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Make the adapter of a directory usable by requests under a name, or raise `OptiqError`."""
+
+    def unmount(self, name: str) -> None:
+        """Forget an adapter that no request uses, or raise `InputError`."""
 
     def submit(self, request: Request, name: str | None = None) -> str:
         """Take a request in, or raise `Refused`; its name."""

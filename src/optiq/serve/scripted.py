@@ -7,11 +7,13 @@ request that fails, a step that raises, steps that take time.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optiq.errors import InputError
 from optiq.serve.job import Job
 from optiq.serve.request import Event, Finish, Finished, Load, Progress, Request
 from optiq.serve.scheduler import Policy, Scheduler
@@ -50,16 +52,36 @@ class ScriptedEngine:
         self._jobs: dict[str, tuple[Job, Script]] = {}
         self._events: list[Event] = []
         self._names = 0
+        self._adapters: dict[str, str] = {}
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return self.scheduler.idle and not self._events
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the mounted adapters, of which nothing is read."""
+        return tuple(self._adapters)
+
+    def mount(self, name: str, path: str | os.PathLike[str]) -> None:
+        """As `optiq.serve.engine.Engine.mount`."""
+        if name in self._adapters:
+            raise InputError(f"an adapter {name!r} is mounted already; choose another name")
+        self._adapters[name] = os.fspath(path)
+
+    def unmount(self, name: str) -> None:
+        """As `optiq.serve.engine.Engine.unmount`."""
+        if name not in self._adapters:
+            raise InputError(f"no adapter {name!r} is mounted; mounted: {', '.join(self._adapters) or 'none'}")
+        del self._adapters[name]
+
     def submit(self, request: Request, name: str | None = None) -> str:
         """As `optiq.serve.engine.Engine.submit`."""
         self._names += 1
         name = f"request-{self._names}" if name is None else name
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise InputError(f"no adapter {request.adapter!r} is mounted; mounted: {', '.join(self._adapters) or 'none'}")
         job = Job(name, request, None, time.perf_counter())
         self.scheduler.submit(name)
         self._jobs[name] = (job, self._script(request))

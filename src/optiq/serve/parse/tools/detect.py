@@ -12,21 +12,15 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from optiq.models.thinking import KNOWN
 from optiq.serve.parse.deltas import gather
 from optiq.serve.parse.tools import FORMATS
 from optiq.serve.parse.tools.parser import ToolParser
 from optiq.serve.parse.tools.schema import Tools
+from optiq.serve.template import FAILURES, compiled
 
 # A number alone, and compared as text: some templates write strings without quotes, others put quotes around numbers.
 NAME, ARGUMENTS = "probe_weather", {"days": 3}
-# What a template can end with: its own refusal, or any mistake of a program.
-_FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
 QUESTION, RESULT, CALL_ID = "Probe question?", "Probe result.", "probe0001"  # nine characters: Mistral's templates want them
 TOOL = {
     "type": "function",
@@ -68,8 +62,8 @@ def _same(arguments: dict[str, Any]) -> bool:
 def _renderings(template: str) -> Iterator[str]:
     """What the template writes of a turn with one call, for each way in which templates want the call's arguments."""
     try:
-        compiled = _environment().from_string(template)
-    except _FAILURES:
+        writer = compiled(template)
+    except FAILURES:
         return
     for arguments in (ARGUMENTS, json.dumps(ARGUMENTS)):
         call = {"id": CALL_ID, "type": "function", "function": {"name": NAME, "arguments": arguments}}
@@ -81,9 +75,9 @@ def _renderings(template: str) -> Iterator[str]:
         values: dict[str, Any] = {"tools": [TOOL], "bos_token": "", "eos_token": ""}
         for shown in (messages, messages[:2]):  # some want a result after a call, others know no such role
             try:
-                text = compiled.render(messages=shown, **values)
-                opened = compiled.render(messages=messages[:1], add_generation_prompt=True, **values)
-            except _FAILURES:
+                text = writer.render(messages=shown, **values)
+                opened = writer.render(messages=messages[:1], add_generation_prompt=True, **values)
+            except FAILURES:
                 continue  # it wants its calls in another way, or none at all
             yield from _turns(text, opened)
 
@@ -100,26 +94,3 @@ def _turns(text: str, opened: str) -> Iterator[str]:
         for tags in KNOWN:
             turn = turn.rpartition(tags.close)[2]
         yield turn
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks what training counts; what stands in it is written as it is."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as the transformers library sets it up for chat templates."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, indent=options.get("indent"))
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: "1 January 2025"
-    return environment
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)

@@ -1,0 +1,1 @@
+"""The server's HTTP side: translation between protocols and a gateway. No MLX, no model."""
