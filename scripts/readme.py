@@ -89,18 +89,22 @@ def quality() -> str:
     return "\n".join(lines) + "\n"
 
 
-def cpu() -> str:
-    """One row per speed bar: the figure, what it is measured against, whether it is met."""
-    found = result("cpu")
-    if found is None:
-        return missing("cpu")
-    lines = ["| what | figure | required | measured |", "|---|---:|---:|---|"]
-    for row in found["bars"]:
-        met = "" if row["met"] else " (not met)"
-        lines.append(f"| {row['what']} | {_figure(row)}{met} | {row['direction']} {row['bar']:g} | {row['baseline']} |")
-    host = found["machine"]
-    lines += ["", f"{host['cpu']}, {host['cores']} cores, mlx {host['mlx']}, {found['date'][:10]}."]
-    return "\n".join(lines) + "\n"
+def rows(name: str) -> Callable[[], str]:
+    """A table of one row per bar of a script: the figure, what it is measured against, whether it is met."""
+
+    def table() -> str:
+        found = result(name)
+        if found is None:
+            return missing(name)
+        lines = ["| what | figure | required | measured |", "|---|---:|---:|---|"]
+        for row in found["bars"]:
+            met = "" if row["met"] else " (not met)"
+            lines.append(f"| {row['what']} | {_figure(row)}{met} | {row['direction']} {row['bar']:g} | {row['baseline']} |")
+        host = found["machine"]
+        lines += ["", f"{host['cpu']}, {host['cores']} cores, mlx {host['mlx']}, {found['date'][:10]}."]
+        return "\n".join(lines) + "\n"
+
+    return table
 
 
 def bars() -> str:
@@ -144,7 +148,13 @@ def tree() -> str:
     return "```\n" + "".join(f"{name:{width}}  {text}".rstrip() + "\n" for name, text in rows) + "```\n"
 
 
-PARTS: dict[str, Callable[[], str]] = {"quality": quality, "cpu": cpu, "bars": bars, "tree": tree}
+PARTS: dict[str, Callable[[], str]] = {
+    "quality": quality,
+    "cpu": rows("cpu"),
+    "engine": rows("engine"),
+    "bars": bars,
+    "tree": tree,
+}
 
 
 def generated(text: str) -> str:

@@ -1,1 +1,1 @@
-"""The engine that answers many requests at once, and what reads its replies; protocols come in on top."""
+"""The engine that answers many requests at once, what reads its replies, and the server on top; protocols in `http/`."""
