@@ -148,5 +148,5 @@ def test_peft_on_transformers_computes_the_same(tmp_path: Path, dora: bool) -> N
     assert done.returncode == 0, done.stderr[-2000:]
     adapted, bare = mx.array(np.load(tmp_path / "logits.npy"))
     alone = close(model(TOKENS), bare)  # mlx-lm rounds this family's norm weights to bfloat16
-    assert alone < 2e-3 and close(logits(model, tmp_path / "a"), adapted) < max(2 * alone, 2e-3)
+    assert alone < 2e-3 and close(logits(model, tmp_path / "a"), adapted) < 3 * alone
     assert close(adapted, bare) > 0.1

@@ -17,6 +17,7 @@ example:
   optiq lora check examples/tiny-qwen3.5 --data my_data --max-seq-length 512
   optiq lora train examples/tiny-qwen3.5 --data my_data --rank 8 --iters 100 -o my_adapter
   optiq lora info my_adapter
+  optiq lora fuse examples/tiny-qwen3.5 --adapter my_adapter -o fused
   optiq lora merge my_adapter other_adapter --model examples/tiny-qwen3.5 -o both
 
 Data are JSON lines of text; prompt and completion; messages; or prompt, chosen and rejected: a file, or a directory with
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("check", "show what training would read: counts, lengths, the tokens that carry loss", _check_arguments),
         ("info", "show what an adapter is", _info_arguments),
         ("merge", "add adapters up, exactly, into one", _merge_arguments),
+        ("fuse", "write a model that needs no adapter, and measure what coding it again cost", _fuse_arguments),
     ):
         verb = verbs.add_parser(
             name,
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, events: Events) -> int:
     """Do what the verb says."""
-    return {"train": _train, "check": _check, "info": _info, "merge": _merge}[args.verb](args, events)
+    return {"train": _train, "check": _check, "info": _info, "merge": _merge, "fuse": _fuse}[args.verb](args, events)
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +141,7 @@ def _log_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--early-stopping-min-delta", type=float, default=0.0, metavar="X", help="progress in nats (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace what is in the output directory")
+    add("--find-max-length", action="store_true", help="train nothing: measure how long sequences can be here")
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,6 +159,13 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scales", metavar="LIST", help='weights, e.g. "1.0,0.8" (default: 1 each)')
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an adapter that is there")
+
+
+def _fuse_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the model's directory, or a hub id")
+    parser.add_argument("--adapter", required=True, metavar="DIR", help="the adapter")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a directory that is there")
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -211,9 +221,12 @@ def _train(args: argparse.Namespace, events: Events) -> int:
     from optiq.cli.facts import facts
     from optiq.cli.output import show
     from optiq.files import size_text
-    from optiq.lora import train
+    from optiq.lora import picture, train
 
+    if args.find_max_length:
+        return _ceiling(args, events)
     done = train.run(settings(args), events)
+    picture.draw(done.path)
     data = {
         "adapter": str(done.path),
         "steps": done.steps,
@@ -238,6 +251,20 @@ def _train(args: argparse.Namespace, events: Events) -> int:
         ("memory", size_text(done.peak_bytes)),
     ]
     show(args, events, data, facts(lines))
+    return 0
+
+
+def _ceiling(args: argparse.Namespace, events: Events) -> int:
+    from dataclasses import asdict
+
+    from optiq.cli.output import show, table
+    from optiq.files import size_text
+    from optiq.lora import ceiling
+
+    found = ceiling.measure(settings(args), events)
+    rows = [(f"{length:,}", size_text(peak), f"{speed:.0f}") for length, peak, speed in found.steps]
+    text = table(("tokens", "peak memory", "tokens per second"), rows, range(3))
+    show(args, events, asdict(found), f"{text}\n\nabout {found.length:,} tokens fit into {size_text(found.available_bytes)}")
     return 0
 
 
@@ -347,4 +374,27 @@ def _merge(args: argparse.Namespace, events: Events) -> int:
     rank = max(part.a.shape[-2] for part in found.values())
     data = {"adapter": str(output), "sources": args.adapters, "scales": scales, "rank": rank}
     show(args, events, data, f"{output}: {len(args.adapters)} adapters in one, ranks up to {rank}")
+    return 0
+
+
+def _fuse(args: argparse.Namespace, events: Events) -> int:
+    from optiq.cli.facts import facts
+    from optiq.cli.output import show
+    from optiq.files import size_text
+    from optiq.lora.adapters import load_adapter
+    from optiq.lora.fuse import fuse
+    from optiq.models.hub import resolve
+    from optiq.models.load import load_modules
+
+    source = resolve(args.model)
+    model, _ = load_modules(source)
+    adapter = load_adapter(Path(args.adapter).expanduser(), model)
+    done = fuse(source, model, adapter, Path(args.output).expanduser(), args.overwrite, events)
+    data = {"output": str(done.path), "layers": done.layers, "bytes": done.bytes, "kl": done.kl}
+    kl = "not measured: the model has no tokenizer"
+    if done.kl is not None:
+        low, high = done.kl["ci95"]  # type: ignore[misc]
+        kl = f"{done.kl['mean']:.3g} nats per token ({low:.3g} to {high:.3g}) from model and adapter"
+    lines = [("written", f"{done.path}, {size_text(done.bytes)}"), ("layers", f"{done.layers} changed"), ("KL", kl)]
+    show(args, events, data, facts(lines))
     return 0
