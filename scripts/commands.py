@@ -26,7 +26,7 @@ HEAD = """\
 `optiq --help` lists the commands, `optiq COMMAND --help` shows what stands here, `optiq --version` the version. Results go
 to stdout and progress to stderr. Exit codes: 0 done, 2 something that the user can mend, 1 a bug, 130 interrupted, 143
 terminated. [Converting a model](guides/convert.md) explains `optiq convert` and `optiq plan` at length,
-[generating text](guides/generate.md) `optiq generate` and `optiq bench`.
+[generating text](guides/generate.md) `optiq generate` and `optiq bench`, [fine-tuning](guides/fine-tuning.md) `optiq lora`.
 """
 
 
@@ -44,6 +44,12 @@ def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     return sorted(found, key=lambda action: (bool(action.option_strings), action.dest in shared))
 
 
+def verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """A command's subcommands by name."""
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0].choices) if found else {}
+
+
 def page() -> str:
     """The whole page."""
     return "\n".join([HEAD, *(section(command) for command in edge.COMMANDS)])
@@ -52,10 +58,18 @@ def page() -> str:
 def section(command: str) -> str:
     """One command: what it does, its arguments, its example."""
     parser = parser_of(command)
-    rows = [f"| `{name(action)}` | {meaning(action)} |" for action in arguments(parser)]
     example = importlib.import_module(edge.COMMANDS[command][0]).EXAMPLE
-    table = ["| argument | meaning |", "|---|---|", *rows]
-    return "\n".join([f"## optiq {command}", "", f"{parser.description}", "", *table, "", "```", example.rstrip(), "```", ""])
+    lines = [f"## optiq {command}", "", f"{parser.description}", ""]
+    for verb, own in verbs(parser).items():
+        lines += [f"### optiq {command} {verb}", "", f"{own.description}", "", *table(own), ""]
+    if not verbs(parser):
+        lines += [*table(parser), ""]
+    return "\n".join([*lines, "```", example.rstrip(), "```", ""])
+
+
+def table(parser: argparse.ArgumentParser) -> list[str]:
+    """The arguments of a command or subcommand."""
+    return ["| argument | meaning |", "|---|---|", *(f"| `{name(action)}` | {meaning(action)} |" for action in arguments(parser))]
 
 
 def name(action: argparse.Action) -> str:

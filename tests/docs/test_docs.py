@@ -81,7 +81,8 @@ def test_an_edited_page_of_commands_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_and_flag_is_documented(command: str) -> None:
     assert f"optiq {command}" in ALL
-    for action in script.arguments(script.parser_of(command)):
+    parser = script.parser_of(command)
+    for action in [action for one in (parser, *script.verbs(parser).values()) for action in script.arguments(one)]:
         for option in action.option_strings:
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", ALL), f"optiq {command} {option} is not in docs/"
 

@@ -64,7 +64,7 @@ def load_adapter(path: str | os.PathLike[str], model: Any) -> Adapter:
     if not (root / CONFIG).is_file():
         raise InputError(f"{root} holds no {CONFIG}; give a directory that PEFT or mlx-lm wrote")
     config = read_json(root / CONFIG, "adapter's config", schema=None)
-    file = next((root / name for name in (MLX, PEFT) if (root / name).is_file()), None)
+    file = next((root / name for name in (PEFT, MLX) if (root / name).is_file()), None)
     if file is None:
         raise InputError(f"{root} holds no {MLX} and no {PEFT}; the adapter's weights are missing")
     reader = _MlxDirectory(file, config) if file.name == MLX else _PeftDirectory(file, config)

@@ -23,6 +23,7 @@ import mlx.core as mx
 
 from optiq.errors import ModelError
 from optiq.kernels import attention, gated_delta, gates, native
+from optiq.models import segments
 
 PACKAGE = "optiq_arch"
 
@@ -128,7 +129,15 @@ def _scaled_dot_product_attention(stock: types.ModuleType) -> Any:
             return cache.attend(queries, scale, mask, sinks)
         if hasattr(cache, "bits"):  # keys and values are tuples of codes, scales and biases
             return stock.scaled_dot_product_attention(queries, keys, values, cache, scale, mask, sinks)
-        return attention.attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+        borders = segments.borders(queries.shape[2]) if cache is None else None
+        if borders is None:
+            return attention.attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+        found = []
+        for start, end in borders:
+            q, k, v = (x[:, :, start:end] for x in (queries, keys, values))
+            seen = mask[..., start:end, start:end] if isinstance(mask, mx.array) else mask
+            found.append(attention.attention(q, k, v, scale=scale, mask=seen, sinks=sinks))
+        return mx.concatenate(found, axis=2)
 
     return scaled_dot_product_attention
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,29 @@ class ChatTokenizer:
         """The text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids)))
 
-    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> str | None:
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._tokenizer.chat_template is not None
+
+    @property
+    def start(self) -> list[int]:
+        """What the tokenizer puts before every text, as the model was trained: usually nothing, or one token."""
+        ids = list(self._tokenizer("")["input_ids"])
+        return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
+
+    @property
+    def end(self) -> str:
+        """The text of the token that ends a text; "" without one."""
+        return str(self._tokenizer.eos_token or "")
+
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, **options: Any) -> str | None:
         """The chat as text; None where the tokenizer has no template.
+
+        Args:
+            messages: in order.
+            tools: as the template wants them.
+            options: for the template: `add_generation_prompt`, `enable_thinking`.
 
         Raises:
             ModelError: the template refuses this chat.
@@ -37,7 +59,8 @@ class ChatTokenizer:
         if self._tokenizer.chat_template is None:
             return None
         try:
-            return str(self._tokenizer.apply_chat_template(list(messages), tools=list(tools) if tools else None, tokenize=False))
+            given = {"tools": list(tools) if tools else None, "tokenize": False, **options}
+            return str(self._tokenizer.apply_chat_template(list(messages), **given))
         except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             raise ModelError(f"the chat template refuses a chat: {error}") from error
 
@@ -57,6 +80,7 @@ def load_tokenizer(path: Path) -> ChatTokenizer:
         raise ModelError(
             f"{path}: no tokenizer ({', '.join(TOKENIZER_FILES[:2])}) beside the weights; copy the model's files there."
         )
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
     from transformers import AutoTokenizer
 
     logging.getLogger("transformers").setLevel(logging.ERROR)  # rows are cut to length: its length warning is noise

@@ -23,7 +23,7 @@ from optiq.kernels.dense import dense, gather_mm
 from optiq.kernels.embedding import embedding
 from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmul
 from optiq.kernels.rotary import rope
-from optiq.models import adapted, arch, rollback, steps
+from optiq.models import adapted, arch, rollback, segments, steps
 
 
 class QuantizedLinear:
@@ -168,6 +168,10 @@ class GatedDeltaNet:
         qkv, z, a, b = projections(inputs, [self[name] for name in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b")])
         tail, state, lengths = (None, None, None) if cache is None else (cache[0], cache[1], cache.lengths)
         parts = mixer_parts(self)
+        borders = segments.borders(inputs.shape[1]) if cache is None else None
+        if borders is not None:
+            pieces = [[x[:, start:end] for x in (qkv, z, a, b)] for start, end in borders]
+            return self.out_proj(mx.concatenate([gated_delta.mixer(*piece, **parts)[0] for piece in pieces], axis=1))
         y, new_tail, new_state = gated_delta.mixer(qkv, z, a, b, **parts, tail=tail, state=state, mask=mask, ends=lengths)
         if cache is not None:
             record = rollback.record_of(cache)

@@ -1,0 +1,49 @@
+"""`optiq lora` from data to an adapter, and the messages on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_training import TINY, folder
+from optiq.cli.main import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, Any]:
+    code = main(["lora", *map(str, words), "--json", "--events", "quiet"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_from_data_to_a_merged_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = folder(tmp_path / "data", 3, 1)
+    _, checked = run(capsys, "check", TINY, "--data", data)
+    assert checked["train"]["samples"] == 3 and checked["valid"]["samples"] == 1 and len(checked["shown"]) == 1
+    words = ["train", TINY, "--data", data, "--preset", "reference", "--rank", "2", "--iters", "2", "--max-seq-length", "48"]
+    code, done = run(capsys, *words, "-o", tmp_path / "a")
+    assert code == 0 and set(done["ranks"].values()) == {8} and done["steps"] == 2
+    assert {name.rpartition(".")[2] for name in done["ranks"]} == {"q_proj", "v_proj"}
+    assert (tmp_path / "a" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    _, info = run(capsys, "info", tmp_path / "a")
+    assert info["parameters"] == done["parameters"] and info["training"]["steps"] == 2
+    _, merged = run(capsys, "merge", tmp_path / "a", tmp_path / "a", "--model", TINY, "-o", tmp_path / "both")
+    assert merged["rank"] == 16
+    code, failed = run(capsys, *words, "-o", tmp_path / "a")
+    assert code == 2 and "holds an adapter already" in failed["error"]["message"]
+
+
+def test_what_carries_loss_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lora", "check", str(TINY), "--data", str(folder(tmp_path / "data", 2, 1))]) == 0
+    out = capsys.readouterr().out
+    assert "train.jsonl:1, what carries loss in [[ ]]:" in out and "</think>\n\n[[It is a red stone.<|im_end|>]]" in out
+
+
+def test_the_longest_sequence_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optiq.lora.ceiling.SHORTEST", 16)
+    monkeypatch.setattr("optiq.lora.ceiling.LONGEST", 64)
+    words = ["train", TINY, "--data", ".", "--rank", "2", "--num-layers", "2", "--find-max-length"]
+    _, found = run(capsys, *words)
+    assert [step[0] for step in found["steps"]] == [16, 32, 64] and found["length"] >= 64
+    assert found["steps"][0][1] < found["steps"][-1][1] < found["available_bytes"]
