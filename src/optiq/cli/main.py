@@ -35,6 +35,7 @@ COMMANDS.add("plan", ("optiq.cli.plan", "solve again from a saved sensitivity ta
 COMMANDS.add("kv-cache", ("optiq.cli.kv_cache", "choose the bits of key/value caches by what they cost"))
 COMMANDS.add("generate", ("optiq.cli.generate", "write text with a model: one reply, or a conversation"))
 COMMANDS.add("bench", ("optiq.cli.bench", "measure how fast a model reads and writes on this machine"))
+COMMANDS.add("eval", ("optiq.cli.eval", "score a model on six tasks, with intervals and paired tests"))
 COMMANDS.add("inspect", ("optiq.cli.inspect", "show the bits and bytes of a model directory"))
 COMMANDS.add("models", ("optiq.cli.models", "show the reference models, and which of them fit this machine"))
 COMMANDS.add("pull", ("optiq.cli.pull", "download a model, with progress and resume"))
