@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ class File:
     path: str
     licence: str
     sha256: str
+
+
+def _mmlu() -> dict[str, File]:
+    """A development and a test file for each of the 57 subjects, pinned in `mmlu_files.json`."""
+    pins = json.loads(resources.files("optiq.evals").joinpath("mmlu_files.json").read_text(encoding="utf-8"))
+    at = (pins["repository"], pins["commit"])
+    return {f"mmlu/{name}": File(*at, f"{pins['path']}/{name}", pins["licence"], sha) for name, sha in pins["files"].items()}
 
 
 FILES: Mapping[str, File] = {
@@ -66,6 +74,7 @@ FILES: Mapping[str, File] = {
         "Apache-2.0",
         "2911a2bc00df82c4f999ffa64fedb0164cb88e96212ffa5972087eb91fd496ee",
     ),
+    **_mmlu(),
 }
 
 
@@ -100,12 +109,13 @@ class Data:
         return found
 
     def names(self, folder: str) -> list[str]:
-        """The files of a folder of the directory, sorted; data that cannot be downloaded is asked for here."""
+        """The files of a folder, sorted: those of the directory, or those that are pinned."""
         if self.directory is None:
-            raise InputError(f"the data in {folder} cannot be downloaded; give --data DIR with {folder}/ in it")
-        found = sorted(f"{folder}/{path.name}" for path in (self.directory / folder).glob("*") if path.is_file())
+            found = sorted(name for name in FILES if name.startswith(f"{folder}/"))
+        else:
+            found = sorted(f"{folder}/{path.name}" for path in (self.directory / folder).glob("*") if path.is_file())
         if not found:
-            raise InputError(f"{self.directory / folder} is missing or empty; expected the data files of the task")
+            raise InputError(f"{self.directory or 'the data'}: {folder} is missing or empty; expected the data files of the task")
         return found
 
     def jsonl(self, name: str) -> list[dict[str, Any]]:

@@ -102,6 +102,7 @@ def run(
         InputError: the folder holds results of another run, or there is nothing to ask.
         OptiqError: an answer could not be had; the finished ones stay.
     """
+    data.read.clear()  # the header names this task's files alone
     samples = task.samples(data)
     if not samples:
         raise InputError(f"task {task.name} has no samples with these options")
