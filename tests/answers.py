@@ -1,10 +1,13 @@
-"""Generators for tests of evaluations: they say what a script says, without a model."""
+"""For tests of evaluations: a generator that says what a script says, and gold calls of BFCL."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from optiq.evals.task import Answer, Sample
+from optiq.evals.task import Answer, Call, Sample
+from optiq.evals.tasks.bfcl import called
 
 
 class Scripted:
@@ -25,3 +28,16 @@ class Scripted:
                 raise KeyboardInterrupt
             self.asked.append(sample.id)
             yield sample, self.say(sample)
+
+
+def gold_call(sample: Sample) -> Call:
+    """The first possible answer of a sample."""
+    ((name, possible),) = sample.gold["possible"].items()
+    return Call(called(name), json.dumps({key: _first(values) for key, values in possible.items() if _first(values) != ""}))
+
+
+def _first(values: list[Any]) -> Any:
+    value = next((value for value in values if value != ""), "")
+    if isinstance(value, dict):
+        return {key: _first(inner) for key, inner in value.items() if _first(inner) != ""}
+    return [_first([item]) for item in value] if isinstance(value, list) else value

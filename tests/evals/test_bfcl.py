@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from answers import gold_call
 from optiq.evals.data import Data
-from optiq.evals.task import Answer, Call, Sample
-from optiq.evals.tasks.bfcl import Bfcl, called, problem, tool
+from optiq.evals.task import Answer, Call
+from optiq.evals.tasks.bfcl import Bfcl, problem, tool
 
 SCHEMA: dict[str, Any] = {
     "type": "dict",
@@ -32,19 +33,6 @@ POSSIBLE = {
     "on": [True, ""],
     "box": [{"a": [1, 2], "b": ["", 3]}, ""],
 }
-
-
-def gold_call(sample: Sample) -> Call:
-    """The first possible answer of a sample."""
-    ((name, possible),) = sample.gold["possible"].items()
-    return Call(called(name), json.dumps({key: _first(values) for key, values in possible.items() if _first(values) != ""}))
-
-
-def _first(values: list[Any]) -> Any:
-    value = next((value for value in values if value != ""), "")
-    if isinstance(value, dict):
-        return {key: _first(inner) for key, inner in value.items() if _first(inner) != ""}
-    return [_first([item]) for item in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize(

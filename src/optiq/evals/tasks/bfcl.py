@@ -125,8 +125,8 @@ def _typed(value: Any, schema: Mapping[str, Any], possible: Sequence[Any]) -> bo
         return True
     if isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool)):
         inner = schema.get("items", {}).get("type")
-        same = inner is None or inner not in _PYTHON_TYPES or not isinstance(value, list)
-        return same or all(_typed(item, {"type": inner}, ()) for item in value)
+        items: list[Any] = value if isinstance(value, list) and inner in _PYTHON_TYPES else []
+        return all(_typed(item, {"type": inner}, ()) for item in items)
     named = [item for item in possible if item != ""]
     return bool(named) and all(type(item) is type(value) for item in named)
 
