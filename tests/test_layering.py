@@ -13,8 +13,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "optiq"
 ORDER = [
     ["cli"],
     ["lab"],
-    ["serve"],
     ["evals"],
+    ["serve"],
     ["generate"],
     ["lora", "kv", "quantize"],
     ["measure"],

@@ -37,6 +37,7 @@ COMMANDS.add("lora", ("optiq.cli.lora", "train adapters on a model, quantized or
 COMMANDS.add("generate", ("optiq.cli.generate", "write text with a model: one reply, or a conversation"))
 COMMANDS.add("serve", ("optiq.cli.serve", "serve a model to OpenAI's and Anthropic's clients"))
 COMMANDS.add("bench", ("optiq.cli.bench", "measure how fast a model reads and writes on this machine"))
+COMMANDS.add("eval", ("optiq.cli.eval", "score a model on six tasks, with intervals and paired tests"))
 COMMANDS.add("inspect", ("optiq.cli.inspect", "show the bits and bytes of a model directory"))
 COMMANDS.add("models", ("optiq.cli.models", "show the reference models, and which of them fit this machine"))
 COMMANDS.add("pull", ("optiq.cli.pull", "download a model, with progress and resume"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,13 @@ def load_tokenizer(path: Path) -> ChatTokenizer:
         raise ModelError(f"{path}: the tokenizer cannot be read ({error}); download its files again.") from error
 
 
-def prompt_text(tokenizer: Any, messages: Sequence[dict[str, Any]], thinking: bool | None = None, open_reply: bool = True) -> str:
+def prompt_text(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    thinking: bool | None = None,
+    open_reply: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """A conversation as the model's template writes it.
 
     Args:
@@ -98,6 +104,7 @@ def prompt_text(tokenizer: Any, messages: Sequence[dict[str, Any]], thinking: bo
         messages: `{"role", "content"}` in order.
         thinking: the template's `enable_thinking`; None leaves the template its own default.
         open_reply: end with the beginning of the assistant's turn.
+        tools: those that the model may call, as in the OpenAI API.
 
     Raises:
         InputError: the model has no template.
@@ -108,6 +115,8 @@ def prompt_text(tokenizer: Any, messages: Sequence[dict[str, Any]], thinking: bo
     if not tokenizer.has_chat_template:
         raise InputError("this model has no chat template; use --raw to continue the text as it stands")
     options: dict[str, Any] = {"add_generation_prompt": open_reply, "tokenize": False}
+    if tools:
+        options["tools"] = [dict(tool) for tool in tools]
     renderer = tokenizer
     if thinking is not None:
         options["enable_thinking"] = thinking
