@@ -9,19 +9,14 @@ Out: `results/engine.json` where all parts are there; with `--dry` the rows are 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
-from collections.abc import Callable
 from typing import Any
 
 import engine_load
 import engine_mtp
 import harness
+import parts
 from cpu_sides import uniform4
-from harness import Bar
-
-WORK = harness.BUILD / "engine"
 
 
 def mtp(settings: argparse.Namespace) -> dict[str, Any]:
@@ -49,7 +44,7 @@ def cancels(settings: argparse.Namespace) -> dict[str, Any]:
     return engine_load.cancels(harness.MODEL)
 
 
-PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], list[Bar]]]] = {
+PARTS: dict[str, parts.Part] = {
     "streams": (streams, engine_load.streams_bars),
     "gaps": (gaps, engine_load.gaps_bars),
     "turns": (turns, engine_load.turns_bars),
@@ -60,29 +55,10 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[
 
 def main() -> None:
     """Measure what was asked for; print the rows of all parts that are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), metavar="PART,…", help="parts to measure")
-    parser.add_argument("--repeats", type=int, default=5, help="of each timed run")
+    parser = parts.parser_of(__doc__, PARTS)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of llama.cpp's server")
     parser.add_argument("--prompts", type=int, default=200, help="chat prompts")
-    parser.add_argument("--dry", action="store_true", help="print the rows, write no result")
-    settings = parser.parse_args()
-    WORK.mkdir(parents=True, exist_ok=True)
-    for name in settings.only.split(","):
-        if name not in PARTS:
-            raise SystemExit(f"--only {name}: no such part, expected some of {', '.join(PARTS)}")
-        part = {
-            "commit": harness.commit(),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **PARTS[name][0](settings),
-        }
-        (WORK / f"{name}.json").write_text(json.dumps(part))
-    found = {name: json.loads((WORK / f"{name}.json").read_text()) for name in PARTS if (WORK / f"{name}.json").is_file()}
-    rows = [bar for name, part in found.items() for bar in PARTS[name][1](part)]
-    if settings.dry or len(found) < len(PARTS):
-        print(harness.table([vars(bar) | {"met": bar.met} for bar in rows]))
-    else:
-        harness.write_result("engine", rows, found)
+    parts.measure("engine", PARTS, parser.parse_args())
 
 
 if __name__ == "__main__":

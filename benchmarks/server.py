@@ -11,25 +11,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import engine_load
 import harness
+import parts
 from cpu_sides import uniform4
 from harness import Bar
 from server_clients import Reply, Running, complete, server, until_ready
 
 from optiq.serve.request import Request
 
-WORK = harness.BUILD / "server"
 QUEUE = 256
 PROMPTS, PROMPT, NEW = 32, 24, 24  # of the load: different prompts, their length, tokens of a reply
 KILL_CLIENTS, KILL_NEW, HUNG_S = 16, 200, 60.0
@@ -189,7 +187,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))], "worst": ordered[-1]}
 
 
-PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[[dict[str, Any]], list[Bar]]]] = {
+PARTS: dict[str, parts.Part] = {
     "load": (load, load_bars),
     "overhead": (overhead, overhead_bars),
     "kills": (kills, kills_bars),
@@ -198,30 +196,11 @@ PARTS: dict[str, tuple[Callable[[argparse.Namespace], dict[str, Any]], Callable[
 
 def main() -> None:
     """Measure what was asked for; print the rows of all parts that are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(PARTS), metavar="PART,…", help="parts to measure")
+    parser = parts.parser_of(__doc__, PARTS)
     parser.add_argument("--seconds", type=float, default=120.0, help="of the load")
     parser.add_argument("--clients", type=int, default=200, help="of the load")
-    parser.add_argument("--repeats", type=int, default=5, help="of each timed run")
     parser.add_argument("--kills", type=int, default=100, help="of the engine")
-    parser.add_argument("--dry", action="store_true", help="print the rows, write no result")
-    settings = parser.parse_args()
-    WORK.mkdir(parents=True, exist_ok=True)
-    for name in settings.only.split(","):
-        if name not in PARTS:
-            raise SystemExit(f"--only {name}: no such part, expected some of {', '.join(PARTS)}")
-        part = {
-            "commit": harness.commit(),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            **PARTS[name][0](settings),
-        }
-        (WORK / f"{name}.json").write_text(json.dumps(part))
-    found = {name: json.loads((WORK / f"{name}.json").read_text()) for name in PARTS if (WORK / f"{name}.json").is_file()}
-    rows = [bar for name, part in found.items() for bar in PARTS[name][1](part)]
-    if settings.dry or len(found) < len(PARTS):
-        print(harness.table([vars(bar) | {"met": bar.met} for bar in rows]))
-    else:
-        harness.write_result("server", rows, found)
+    parts.measure("server", PARTS, parser.parse_args())
 
 
 if __name__ == "__main__":
