@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optiq.events import Events
 
 if TYPE_CHECKING:
+    from optiq.serve.http.agent import Python
     from optiq.serve.http.serving import Setup
     from optiq.serve.supervisor import Plan, Supervisor
 
@@ -30,6 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_address(parser)
     _add_replies(parser)
     _add_engine(parser)
+    _add_tools(parser)
+
+
+def _add_tools(parser: argparse.ArgumentParser) -> None:
+    """What the server itself may run for requests."""
+    parser.add_argument("--tools", choices=["python"], help="requests may ask for this tool; programs run in a sandbox")
+    parser.add_argument("--tool-turns", type=int, default=8, metavar="N", help="rounds of programs in one request")
+    parser.add_argument("--tool-s", type=float, default=30.0, metavar="S", help="of one run; a request has four times as long")
+    parser.add_argument("--unsafe-no-sandbox", action="store_true", help="run programs with your own rights, without a sandbox")
 
 
 def _add_address(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +191,29 @@ def _setup(args: argparse.Namespace, events: Events) -> Setup:
         models=models,
         allowed=tuple(args.allow_model),
         idle_s=args.idle_s,
+        python=_python(args, events),
     )
+
+
+def _python(args: argparse.Namespace, events: Events) -> Python | None:
+    """What requests may do with Python.
+
+    Raises:
+        InputError: a limit out of range.
+        ResourceError: no sandbox works here, and nobody said to do without.
+    """
+    from optiq.errors import InputError
+    from optiq.sandbox import Policy, runner
+    from optiq.serve.http.agent import Python
+
+    if args.tools is None:
+        return None
+    if args.tool_turns < 1 or args.tool_s <= 0:
+        raise InputError(f"--tool-turns is {args.tool_turns} and --tool-s {args.tool_s:g}, expected at least 1 and more than 0")
+    found = runner(unsafe=args.unsafe_no_sandbox)
+    events.info(f"programs of the python tool run in: {found.name}")
+    policy = Policy(seconds=args.tool_s, cpu_seconds=args.tool_s, output_bytes=64 << 10)
+    return Python(found, policy, args.tool_turns, 4 * args.tool_s)
 
 
 def _folder(args: argparse.Namespace, name: str) -> Path | None:

@@ -15,13 +15,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from optiq.serve.http import body, reply
-from optiq.serve.http.asking import Prepared, prepared
+from optiq.serve.http import agent, body, reply
+from optiq.serve.http.agent import Python
+from optiq.serve.http.asking import Asked, Prepared, prepared
 from optiq.serve.http.chat_body import ChatBody
 from optiq.serve.http.context import Chosen, Context
 from optiq.serve.http.openai_errors import broken
 from optiq.serve.http.openai_fields import usage_of
-from optiq.serve.http.reply import Part, Whole
+from optiq.serve.http.reply import Part, Ran, Whole
 from optiq.serve.http.stream import EventStream, frame
 from optiq.serve.http.token_text import token_texts
 from optiq.serve.parse.deltas import CallArguments, CallEnd, CallStart, Content, Reasoning
@@ -37,17 +38,23 @@ class Run:
     Args:
         chosen: who answers.
         asked: the body.
+        wanted: the same in the terms of all protocols.
         prepared: what the engine is asked.
         head: what every object of the reply begins with.
+        python: what it may run; None for nothing.
     """
 
     chosen: Chosen
     asked: ChatBody
+    wanted: Asked
     prepared: Prepared
     head: dict[str, Any]
+    python: Python | None = None
 
     def choices(self) -> AsyncGenerator[tuple[int, Part], None]:
         """Parts of all replies, with the number of each."""
+        if self.python is not None:
+            return reply.merged([agent.turns(self.chosen, self.wanted, self.python, self.prepared)])
         one_call = self.asked.parallel_tool_calls is False
         gateway, shape = self.chosen.served.gateway, self.prepared.shape
         requests = self.prepared.choices(self.asked.n or 1)
@@ -60,9 +67,13 @@ async def create(context: Context, request: Request) -> Response:
     if (asked.n or 1) > context.limits.choices:
         raise body.invalid("n", f"is {asked.n}, expected at most {context.limits.choices}")
     wanted = asked.asked()
+    python = context.python if asked.wants_python else None
+    if asked.wants_python and python is None:
+        raise body.invalid("tools", "asks for Python, which this server does not run; start it with --tools python")
     chosen = await context.models.open(asked.model, asked.adapter)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": chosen.name}
-    run = Run(chosen, asked, await prepared(chosen, wanted), head)
+    ready = await (prepared if python is None else agent.first)(chosen, wanted)
+    run = Run(chosen, asked, wanted, ready, head, python)
     if asked.stream:
         return EventStream(_frames(run), broken, ping_s=context.limits.ping_s)
     return JSONResponse(await _whole(run))
@@ -90,7 +101,16 @@ def _choice(run: Run, number: int, whole: Whole) -> dict[str, Any]:
         told["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in calls
         ]
+    if whole.runs:
+        told["tool_runs"] = [_run_told(ran) for ran in whole.runs]
     return {"index": number, "message": told, "finish_reason": _reason(whole), "logprobs": _logprobs(run, whole.tokens)}
+
+
+def _run_told(ran: Ran) -> dict[str, Any]:
+    """A run as replies tell it; no field of OpenAI's."""
+    outcome = ran.outcome
+    told = {"stdout": outcome.stdout, "stderr": outcome.stderr, "exit_code": outcome.code, "stopped": outcome.stopped}
+    return {"id": ran.id, "type": agent.NAME, "code": ran.code, **told, "seconds": round(outcome.seconds, 3), "tier": ran.tier}
 
 
 def _reason(whole: Whole) -> str:
@@ -129,6 +149,7 @@ async def _frames(run: Run) -> AsyncGenerator[bytes, None]:
             state.whole.add(part)
             told = [_delta(delta) for delta in part.deltas]
             deltas = [delta for delta in told if delta is not None]
+            deltas += [] if part.ran is None else [{"tool_runs": [_run_told(part.ran)]}]
             for delta in deltas:
                 yield _chunk(head, number, delta, extra, _fresh(run, state))
             if part.finished is not None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from optiq.serve.http import openai_fields as fields
+from optiq.serve.http.agent import TYPES as PYTHON_TYPES
 from optiq.serve.http.asking import Asked
 from optiq.serve.http.body import Answer, Body, invalid
 from optiq.serve.prompt import without_billing
@@ -77,6 +78,22 @@ class ChatBody(fields.Shaping):
     thinking_budget: Annotated[int, Field(ge=0)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
+
+    @property
+    def wants_python(self) -> bool:
+        """Whether the reply may run programs on the server.
+
+        Raises:
+            Invalid: together with what cannot be.
+        """
+        wanted = [n for n, tool in enumerate(self.tools or []) if tool.type in PYTHON_TYPES]
+        if wanted and len(wanted) < len(self.tools or []):
+            raise invalid(
+                f"tools.{wanted[0]}", "is run by the server, which the client's own tools cannot stand beside; leave one kind out"
+            )
+        if wanted and (self.n or 1) > 1:
+            raise invalid("n", f"is {self.n}, expected 1 with a tool that the server runs")
+        return bool(wanted)
 
     def asked(self) -> Asked:
         """The same in the terms of all protocols."""
@@ -185,6 +202,20 @@ class ReplyCall(Answer):
     function: ReplyFunction
 
 
+class ToolRun(Answer):
+    """A program that the server ran for the reply; `stopped` says which limit ended it, `tier` which sandbox it ran in."""
+
+    id: str
+    type: Literal["python"]
+    code: str
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    stopped: str | None
+    seconds: float
+    tier: str
+
+
 class ReplyMessage(Answer):
     """A reply."""
 
@@ -193,6 +224,7 @@ class ReplyMessage(Answer):
     refusal: None = None
     reasoning_content: str | None = None
     tool_calls: list[ReplyCall] | None = None
+    tool_runs: list[ToolRun] | None = None
 
 
 class Choice(Answer):

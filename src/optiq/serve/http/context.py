@@ -23,6 +23,7 @@ from optiq.serve.gateway import Gateway
 from optiq.serve.request import FULL_PRECISION
 
 if TYPE_CHECKING:
+    from optiq.serve.http.agent import Python
     from optiq.serve.http.metrics import Metrics
 
 MAX_REPLY_TOKENS = 16384  # where neither request nor command line says: room for reasoning, a bounded promise of memory
@@ -197,9 +198,11 @@ class Context:
         limits: of a request.
         places: of adapters.
         metrics: what the server measures of itself; None where nobody asks.
+        python: what requests may do with Python; None for nothing.
     """
 
     models: Models
     limits: Limits = Limits()
     places: Places = Places()
     metrics: Metrics | None = None
+    python: Python | None = None

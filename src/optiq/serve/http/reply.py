@@ -11,12 +11,30 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from optiq.sandbox import Outcome
 from optiq.serve.gateway import Gateway, Unavailable
 from optiq.serve.parse.deltas import CallEnd, CallStart, Delta, Message, gather
 from optiq.serve.parse.output import Output, Shape
 from optiq.serve.request import Finish, Finished, Progress, Request, Token, Usage
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A program that the server ran for the reply.
+
+    Args:
+        id: of the call.
+        code: the program.
+        outcome: how it ended.
+        tier: the sandbox that it ran in.
+    """
+
+    id: str
+    code: str
+    outcome: Outcome
+    tier: str
 
 
 @dataclass(frozen=True)
@@ -28,6 +46,7 @@ class Part:
         token: the one that was drawn.
         reasoning: whether that token belongs to the reasoning.
         progress: of reading the prompt.
+        ran: a program that was run between two turns of the reply.
         finished: the end.
     """
 
@@ -35,6 +54,7 @@ class Part:
     token: Token | None = None
     reasoning: bool = False
     progress: Progress | None = None
+    ran: Ran | None = None
     finished: Finished | None = None
 
 
@@ -95,17 +115,20 @@ class Whole:
     Args:
         deltas, tokens: in order; `tokens` without those of the reasoning.
         reasoning_tokens: how many belong to the reasoning.
+        runs: of programs, in order.
         finished: the end, once it is there.
     """
 
     deltas: list[Delta] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     reasoning_tokens: int = 0
+    runs: list[Ran] = field(default_factory=list)
     finished: Finished | None = None
 
     def add(self, part: Part) -> None:
         """The next part."""
         self.deltas += part.deltas
+        self.runs += [] if part.ran is None else [part.ran]
         self.finished = part.finished or self.finished
         if part.token is not None and part.reasoning:
             self.reasoning_tokens += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from optiq.models.generation import context_length
 from optiq.serve.gateway import Gateway
+from optiq.serve.http.agent import Python
 from optiq.serve.http.app import make_app
 from optiq.serve.http.context import Context, Limits, Places, Served
 from optiq.serve.http.facts import Choices, read_facts
@@ -38,6 +39,7 @@ class Setup:
         models: a directory of further models; one is loaded at a time.
         allowed: those of them that may be asked for; empty for all.
         idle_s: the engine is ended after so long without requests; 0 keeps it.
+        python: what requests may do with Python; None for nothing.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Setup:
     models: Path | None = None
     allowed: tuple[str, ...] = ()
     idle_s: float = 0.0
+    python: Python | None = None
 
 
 class _Models:
@@ -105,7 +108,7 @@ async def serve(setup: Setup, up: Callable[[str, Supervisor], None]) -> int:
     metrics = Metrics()
     models = _Models(setup, metrics)
     try:
-        context = Context(await models.start(), setup.limits, setup.places, metrics)
+        context = Context(await models.start(), setup.limits, setup.places, metrics, setup.python)
         server = make_server(make_app(context, setup.access), setup.limits, setup.drain_s)
         server.on_start = lambda: up(url_of(sock), models.engine)
         server.on_late = models.stop

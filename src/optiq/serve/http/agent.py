@@ -1,0 +1,171 @@
+"""Python for agents: a reply that may run programs, in turns, within the server's limits.
+
+    model writes a call -> the program runs apart (`optiq.sandbox`) -> the model reads what it printed -> …
+
+A request opts in by a tool of type `python`; who started the server decides whether there is one and what a program may take,
+and nothing that a request or a model says widens that. Each run begins anew: an empty folder, no network, nothing of the one
+before. Knows no protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from optiq.errors import InputError
+from optiq.sandbox import Outcome, Policy, Runner
+from optiq.serve.http import reply
+from optiq.serve.http.asking import Asked, Prepared, ToolUse, prepared
+from optiq.serve.http.context import Chosen
+from optiq.serve.http.reply import Part, Ran, Whole
+from optiq.serve.parse.deltas import Call, CallArguments, CallEnd, CallStart, Content
+from optiq.serve.request import Finish, Usage
+
+NAME = "python"
+TYPES = (NAME, "code_interpreter")
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "Runs a Python program and tells what it prints. Every run starts anew in an empty folder, offline.",
+        "parameters": {
+            "type": "object",
+            "properties": {"code": {"type": "string", "description": "the program; print what you want to know"}},
+            "required": ["code"],
+            "additionalProperties": False,
+        },
+    },
+}
+MOST_CHARACTERS = 8000  # of what a program printed that the model reads
+
+
+@dataclass
+class Python:
+    """What requests may do with Python.
+
+    Args:
+        runner: runs programs.
+        policy: of each run.
+        turns: runs of one request; then it has to answer.
+        seconds: of all runs of a request together.
+        at_once: programs of all requests that run at the same time.
+    """
+
+    runner: Runner
+    policy: Policy = field(default_factory=lambda: Policy(seconds=30, cpu_seconds=30, output_bytes=64 << 10))
+    turns: int = 8
+    seconds: float = 120.0
+    at_once: int = 2
+
+    def __post_init__(self) -> None:
+        self._free = asyncio.Semaphore(self.at_once)
+
+    async def run(self, call: Call, left_s: float) -> Ran:
+        """One call, which may be no call at all."""
+        code, wrong = _code(call)
+        if wrong:
+            return Ran(call.id, code, Outcome(None, "", wrong, 0.0, "refused"), self.runner.name)
+        async with self._free:
+            policy = replace(self.policy, seconds=max(min(self.policy.seconds, left_s), 0.1))
+            return Ran(call.id, code, await asyncio.to_thread(self.runner.run, code, policy), self.runner.name)
+
+
+async def first(chosen: Chosen, asked: Asked) -> Prepared:
+    """The first turn's request. Raises as `prepared`, and InputError for a model that can call no tools."""
+    found = await prepared(chosen, replace(asked, tools=[TOOL]))
+    if found.shape.format is None:
+        raise InputError("tools: this model's chat template knows no calls of tools; leave the python tool out")
+    return found
+
+
+async def turns(chosen: Chosen, asked: Asked, python: Python, begun: Prepared) -> AsyncGenerator[Part, None]:
+    """The reply with its runs; the last part has the end and what all turns took. Closing this cancels what runs.
+
+    Args:
+        chosen: who answers.
+        asked: the conversation.
+        python: what it may do.
+        begun: of `first`.
+    """
+    messages, spent, usage, request = list(asked.messages), 0.0, Usage(), begun
+    said = False  # in an earlier turn
+    for turn in range(python.turns + 1):
+        whole, apart = Whole(), said
+        async with aclosing(reply.parts(chosen.served.gateway, request.request, request.shape)) as parts:
+            async for part in parts:
+                whole.add(part)
+                shown = [delta for delta in part.deltas if not _of_call(delta)]
+                if apart and any(isinstance(delta, Content) for delta in shown):
+                    shown, apart = [Content("\n\n"), *shown], False
+                if part.finished is None:
+                    yield replace(part, deltas=shown)
+                elif shown:
+                    yield Part(shown)
+        assert whole.finished is not None
+        usage, said = _sum(usage, whole.usage), said or bool(whole.message.content)
+        calls = whole.message.calls
+        if not calls or whole.finished.finish is Finish.LENGTH:
+            yield Part(finished=replace(whole.finished, usage=usage))
+            return
+        messages.append(_assistant(whole))
+        for call in calls:
+            start = time.monotonic()
+            ran = await python.run(call, python.seconds - spent)
+            spent += time.monotonic() - start
+            yield Part(ran=ran)
+            messages.append({"role": "tool", "tool_call_id": call.id, "name": NAME, "content": told(ran.outcome)})
+        over = turn + 1 >= python.turns or spent >= python.seconds
+        use = ToolUse("none") if over else replace(asked.use, mode="auto")
+        request = await prepared(chosen, replace(asked, messages=messages, tools=[TOOL], use=use, prefill=None))
+
+
+def told(outcome: Outcome) -> str:
+    """What the model reads of a run."""
+    text = outcome.stdout
+    if outcome.stderr:
+        text += f"\n[standard error]\n{outcome.stderr}"
+    if outcome.stopped:
+        text += f"\n[stopped: {outcome.stopped}]"
+    elif outcome.code:
+        text += f"\n[exit code {outcome.code}]"
+    if len(text) > MOST_CHARACTERS:
+        half = MOST_CHARACTERS // 2
+        text = f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+    return text.strip() or "[nothing was printed]"
+
+
+def _code(call: Call) -> tuple[str, str]:
+    """A call's program, and what is wrong with the call."""
+    if call.name != NAME:
+        return "", f"there is no tool {call.name!r}; the only one is {NAME}"
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError as error:
+        return "", f"the arguments are not JSON ({error})"
+    code = arguments.get("code") if isinstance(arguments, dict) else None
+    if not isinstance(code, str) or "\0" in code:
+        return "", 'the arguments are not of the form {"code": "a program"}'
+    return code, ""
+
+
+def _of_call(delta: Any) -> bool:
+    """Whether a delta is of a call that is run here; the text of a broken one is the client's to see."""
+    return isinstance(delta, CallStart | CallArguments) or (isinstance(delta, CallEnd) and not delta.broken)
+
+
+def _assistant(whole: Whole) -> Mapping[str, Any]:
+    """The turn as the next prompt has it."""
+    message = whole.message
+    calls = [{"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in message.calls]
+    thought = {"reasoning_content": message.reasoning} if message.reasoning else {}
+    return {"role": "assistant", "content": message.content, "tool_calls": calls, **thought}
+
+
+def _sum(a: Usage, b: Usage) -> Usage:
+    """What two turns took together."""
+    return Usage(**{name: getattr(a, name) + getattr(b, name) for name in Usage.__dataclass_fields__})

@@ -1,0 +1,177 @@
+"""The server's own Python tool: what clients see, what the model reads, and that nothing widens its limits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from optiq.errors import ResourceError
+from optiq.sandbox import Outcome, Policy, Runner, runner
+from optiq.serve.http.agent import MOST_CHARACTERS, Python, told
+from optiq.serve.http.app import make_app
+from optiq.serve.http.context import Context, Limits
+from optiq.serve.http.guard import Access
+from optiq.serve.http.shelf import Shelf
+from optiq.serve.request import Request
+from optiq.serve.scheduler import Policy as Line
+from optiq.serve.scripted import Script, ScriptedEngine
+from serve_locally import listening, tiny_served
+
+END = 4078  # <|im_end|>
+PYTHON = [{"type": "python"}]
+
+
+class Recorder(Runner):
+    """Runs nothing; tells what it was asked."""
+
+    def __init__(self) -> None:
+        self.name = "recorder"
+        self.asked: list[tuple[str, Policy]] = []
+
+    def run(self, program: str, policy: Policy | None = None, *, stdin: str = "") -> Outcome:
+        assert policy is not None
+        self.asked.append((program, policy))
+        return Outcome(0, f"ran {len(self.asked)}", "", 0.01)
+
+
+def call(code: str, name: str = "python") -> str:
+    return f"<tool_call>\n<function={name}>\n<parameter=code>\n{code}\n</parameter>\n</function>\n</tool_call>"
+
+
+def script_of(tokenizer: Any) -> Callable[[Request], Script]:
+    """`run:CODE` makes a call, `always:CODE` one in every turn; a result is repeated."""
+
+    def script(request: Request) -> Script:
+        text = tokenizer.decode(list(request.prompt))
+        question, *answers = re.split(r"<tool_response>\n", text)
+        word, code = re.findall(r"(run|always|other):([^\s<]+)", question)[-1]
+        thought = "Hm.\n</think>\n\n" if text.endswith("<think>\n") else ""
+        if answers and (word != "always" or "<tools>" not in text):
+            reply = f"It says {answers[-1].split('</tool_response>')[0].strip()}."
+        else:
+            reply = "Let me see.\n\n" + call(code.replace("_", " "), "shell" if word == "other" else "python")
+        return Script([*tokenizer.encode(thought + reply, add_special_tokens=False), END])
+
+    return script
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+def site(tokenizer: Any, python: Python | None) -> Iterator[str]:
+    served = tiny_served(lambda: ScriptedEngine(tokenizer, script_of(tokenizer), Line(max_rows=8)), tokenizer, max_tokens=1000)
+    with listening(make_app(Context(Shelf(served), Limits(ping_s=1.0), python=python), Access())) as url:
+        yield url
+    served.gateway.close()
+
+
+@pytest.fixture
+def url(tokenizer: Any, recorder: Recorder) -> Iterator[str]:
+    yield from site(tokenizer, Python(recorder, turns=3))
+
+
+def ask(url: str, text: str, **body: Any) -> httpx.Response:
+    message = {"messages": [{"role": "user", "content": text}], "tools": PYTHON, **body}
+    return httpx.post(f"{url}/v1/chat/completions", json=message, timeout=60)
+
+
+def test_a_program_runs_between_two_turns(url: str, recorder: Recorder) -> None:
+    found = ask(url, "run:print(6*7)").json()
+    message = found["choices"][0]["message"]
+    assert message["content"] == "Let me see.\n\nIt says ran 1." and "tool_calls" not in message
+    assert found["choices"][0]["finish_reason"] == "stop" and message["reasoning_content"].startswith("Hm.")
+    (run,) = message["tool_runs"]
+    assert (run["code"], run["stdout"], run["exit_code"], run["tier"]) == ("print(6*7)", "ran 1", 0, "recorder")
+    assert recorder.asked[0][0] == "print(6*7)"
+    assert found["usage"]["prompt_tokens"] > 2 * 20  # both turns
+
+
+def test_a_stream_tells_runs_where_they_happen(url: str) -> None:
+    with OpenAI(base_url=f"{url}/v1", api_key="none", http_client=httpx.Client(verify=False)) as client:
+        stream = client.chat.completions.create(
+            model="",
+            messages=[{"role": "user", "content": "run:1"}],
+            tools=PYTHON,
+            stream=True,  # type: ignore[arg-type]
+        )
+        kinds, text = [], ""
+        for chunk in stream:
+            delta = chunk.choices[0].delta.model_dump(exclude_none=True)
+            text += delta.get("content", "")
+            kinds += [key for key in ("content", "tool_runs", "tool_calls") if delta.get(key)]
+            reason = chunk.choices[0].finish_reason
+    assert text == "Let me see.\n\nIt says ran 1." and reason == "stop"
+    at = kinds.index("tool_runs")
+    assert set(kinds[:at]) == set(kinds[at + 1 :]) == {"content"} and kinds.count("tool_runs") == 1
+
+
+def test_turns_come_to_an_end(url: str, recorder: Recorder) -> None:
+    message = ask(url, "always:1").json()["choices"][0]["message"]
+    assert len(message["tool_runs"]) == 3 and message["content"].endswith("It says ran 3.")
+
+
+def test_nothing_in_a_request_widens_the_limits(url: str, recorder: Recorder) -> None:
+    wide = [
+        {"type": "python", "seconds": 9e9, "memory_bytes": 1 << 50, "unsafe": True, "function": {"name": "x", "parameters": {}}}
+    ]
+    assert ask(url, "run:1", tools=wide, tool_turns=99, python={"seconds": 9e9}).status_code in (200, 400)
+    ask(url, "run:1")
+    usual = Python(recorder).policy
+    assert recorder.asked and all(policy.seconds <= usual.seconds for _, policy in recorder.asked)
+    assert {(p.memory_bytes, p.readable, p.writable, p.processes) for _, p in recorder.asked} == {
+        (usual.memory_bytes, (), (), usual.processes)
+    }
+
+
+def test_a_call_of_something_else_is_told_to_the_model(url: str, recorder: Recorder) -> None:
+    message = ask(url, "other:1").json()["choices"][0]["message"]
+    assert not recorder.asked and "there is no tool 'shell'" in message["content"]
+    assert message["tool_runs"][0]["stopped"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [({"n": 2}, "n"), ({"tools": [*PYTHON, {"type": "function", "function": {"name": "mine"}}]}, "tools.0")],
+)
+def test_what_cannot_be_combined_is_refused(url: str, recorder: Recorder, body: dict[str, Any], field: str) -> None:
+    found = ask(url, "run:1", **body)
+    assert found.status_code == 400 and found.json()["error"]["param"] == field and not recorder.asked
+
+
+def test_a_server_without_the_tool_refuses(tokenizer: Any) -> None:
+    for url in site(tokenizer, None):
+        found = ask(url, "run:1")
+        assert found.status_code == 400 and "--tools python" in found.json()["error"]["message"]
+
+
+def test_it_is_off_where_a_request_does_not_ask(url: str, recorder: Recorder) -> None:
+    tool = {"type": "function", "function": {"name": "python", "parameters": {"type": "object"}}}
+    found = ask(url, "run:1", tools=[tool]).json()["choices"][0]
+    assert found["finish_reason"] == "tool_calls" and not recorder.asked
+
+
+def test_in_a_real_sandbox(tokenizer: Any) -> None:
+    try:
+        apart = runner()
+    except ResourceError as error:
+        pytest.skip(str(error))
+    for url in site(tokenizer, Python(apart)):
+        found = ask(url, f"run:import_socket;socket.create_connection(('127.0.0.1',{url.rsplit(':', 1)[1]}))").json()
+        (run,) = found["choices"][0]["message"]["tool_runs"]
+        assert run["exit_code"] == 1 and "Error" in run["stderr"] and run["tier"] == apart.name
+        assert "[exit code 1]" in found["choices"][0]["message"]["content"]
+
+
+def test_what_the_model_reads_is_bounded() -> None:
+    text = told(Outcome(None, "a" * 10**6, "b" * 10**6, 1.0, "output"))
+    assert len(text) < MOST_CHARACTERS + 100 and text.startswith("aaa") and text.endswith("[stopped: output]")
+    assert told(Outcome(0, "", "", 1.0)) == "[nothing was printed]"
+    assert json.dumps(told(Outcome(-9, "x", "", 1.0))) == '"x\\n[exit code -9]"'
