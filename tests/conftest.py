@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import optiq  # noqa: F401  before MLX, whose matrix products it can then make fast
+
 # The small factorisations of the tests gain nothing from threads, and SciPy's own BLAS spins while it waits for them.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -53,9 +53,9 @@ def test_an_error_shows_the_programs_own_lines(runner: Runner) -> None:
 
 
 @pytest.fixture
-def shared() -> Iterator[Path]:
+def open_folder() -> Iterator[Path]:
     """A folder that every user may read and write; pytest's own are their user's alone."""
-    with tempfile.TemporaryDirectory(prefix="optiq-shared-") as name:
+    with tempfile.TemporaryDirectory(prefix="optiq-open-") as name:
         os.chmod(name, 0o777)
         yield Path(name)
 
@@ -92,7 +92,7 @@ def test_a_link_out_of_the_scratch_folder_leads_nowhere(runner: Runner, secret: 
     assert run(runner, program).stdout.split() == ["nothing"] * 3
 
 
-def test_files_of_others_cannot_be_written(runner: Runner, shared: Path) -> None:
+def test_files_of_others_cannot_be_written(runner: Runner, open_folder: Path) -> None:
     program = """
         import os, sys
         for path in (os.__file__, "/usr/lib/new", sys.executable, "/etc/passwd", FOLDER + "/new"):
@@ -107,12 +107,12 @@ def test_files_of_others_cannot_be_written(runner: Runner, shared: Path) -> None
             except OSError:
                 pass
     """
-    found = run(runner, program.replace("FOLDER", repr(str(shared))))
-    assert found.code == 0 and found.stdout == "" and list(shared.iterdir()) == []
+    found = run(runner, program.replace("FOLDER", repr(str(open_folder))))
+    assert found.code == 0 and found.stdout == "" and list(open_folder.iterdir()) == []
 
 
-def test_only_named_folders_are_seen(runner: Runner, shared: Path) -> None:
-    given, other = shared / "given", shared / "other"
+def test_only_named_folders_are_seen(runner: Runner, open_folder: Path) -> None:
+    given, other = open_folder / "given", open_folder / "other"
     for folder in (given, other):
         folder.mkdir()
         (folder / "file").write_text("text")
@@ -122,9 +122,9 @@ def test_only_named_folders_are_seen(runner: Runner, shared: Path) -> None:
     refused(run(runner, f"open({str(other / 'file')!r})", policy), "FileNotFoundError", "PermissionError")
 
 
-def test_a_writable_folder_keeps_what_was_written(runner: Runner, shared: Path) -> None:
-    found = run(runner, f"open({str(shared / 'new')!r}, 'w').write('kept')", Policy(seconds=20, writable=(shared,)))
-    assert found.code == 0 and (shared / "new").read_text() == "kept"
+def test_a_writable_folder_keeps_what_was_written(runner: Runner, open_folder: Path) -> None:
+    found = run(runner, f"open({str(open_folder / 'new')!r}, 'w').write('kept')", Policy(seconds=20, writable=(open_folder,)))
+    assert found.code == 0 and (open_folder / "new").read_text() == "kept"
 
 
 def test_environments_cannot_be_read(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,9 +145,9 @@ def test_environments_cannot_be_read(runner: Runner, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
-def test_sockets_of_this_machine_cannot_be_reached(runner: Runner, shared: Path) -> None:
+def test_sockets_of_this_machine_cannot_be_reached(runner: Runner, open_folder: Path) -> None:
     places = [("AF_INET", ("127.0.0.1", 0)), ("AF_INET6", ("::1", 0)), ("AF_UNIX", f"\0optiq-{os.getpid()}")]
-    places.append(("AF_UNIX", str(shared / "socket")))
+    places.append(("AF_UNIX", str(open_folder / "socket")))
     listening, targets = [], []
     for family, address in places:
         server = socket.socket(getattr(socket, family))
@@ -169,7 +169,7 @@ def test_sockets_of_this_machine_cannot_be_reached(runner: Runner, shared: Path)
             except OSError:
                 print("out of reach")
     """
-    found = run(runner, program, Policy(seconds=20, readable=(shared,)))
+    found = run(runner, program, Policy(seconds=20, readable=(open_folder,)))
     assert found.stdout.split("\n")[:-1] == ["out of reach"] * len(targets), found
     for server in listening:
         server.setblocking(False)
@@ -230,8 +230,8 @@ def test_files_are_bounded(runner: Runner) -> None:
     refused(run(runner, "open('big', 'wb').write(bytes(5 << 20))", policy), "OSError")
     many = "for i in range(9):\n    open(f'{i}', 'wb').write(bytes(1 << 20))"
     refused(run(runner, many, policy), "OSError: [Errno 28]")
-    shared = "for i in range(9):\n    open(f'/dev/shm/{i}', 'wb').write(bytes(1 << 20))"
-    refused(run(runner, shared, policy), "OSError", "PermissionError")
+    common = "for i in range(9):\n    open(f'/dev/shm/{i}', 'wb').write(bytes(1 << 20))"
+    refused(run(runner, common, policy), "OSError", "PermissionError")
 
 
 def test_output_without_end_is_cut(runner: Runner) -> None:

@@ -11,12 +11,11 @@ import mlx.core as mx
 import pytest
 
 import random_models
-from adapter_files import paths, write_mlx, write_peft
 from engine_requests import ids, mixed, replies
 from optiq.generate.drafter import load_drafters
 from optiq.generate.sampling import Sampling
 from optiq.kv.options import CacheOptions
-from optiq.models.load import load, load_modules
+from optiq.models.load import load_modules
 from optiq.serve.drafting import Drafts
 from optiq.serve.engine import Engine, EngineOptions
 from optiq.serve.grammar import GrammarSpec
@@ -70,23 +69,8 @@ class Known:
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    model, tokenizer = load(MODEL)
-    model.set_dtype(mx.float32)
-    return model, tokenizer
-
-
-@pytest.fixture(scope="module")
 def follow(loaded):
     return load_drafters(MODEL, loaded[0])
-
-
-@pytest.fixture(scope="module")
-def adapters(loaded, tmp_path_factory):
-    root, model = tmp_path_factory.mktemp("adapters"), loaded[0]
-    write_peft(root / "peft", model, paths(model, "q_proj", "in_proj_qkv", "down_proj"), seed=1)
-    write_mlx(root / "mlx", model, paths(model, "o_proj", "v_proj", "out_proj"), seed=2)
-    return {name: root / name for name in ("peft", "mlx")}
 
 
 def engine(loaded, drafts=None, adapters=None, **options):

@@ -9,12 +9,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from adapter_files import paths, write_mlx, write_peft
 from engine_requests import KINDS, ids, mixed, replies
 from optiq.errors import InputError
 from optiq.generate.sampling import Sampling
 from optiq.kv.options import CacheOptions
-from optiq.models.load import load
 from optiq.serve.drawing import Drawn
 from optiq.serve.engine import Engine, EngineOptions
 from optiq.serve.grammar import GrammarSpec
@@ -23,22 +21,6 @@ from optiq.serve.scheduler import GRID, Policy
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-qwen3.5"
 MEMORY = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    model, tokenizer = load(MODEL)
-    model.set_dtype(mx.float32)
-    return model, tokenizer
-
-
-@pytest.fixture(scope="module")
-def adapters(loaded, tmp_path_factory):
-    """Names and directories of one adapter of each format."""
-    root, model = tmp_path_factory.mktemp("adapters"), loaded[0]
-    write_peft(root / "peft", model, paths(model, "q_proj", "in_proj_qkv", "down_proj"), seed=1)
-    write_mlx(root / "mlx", model, paths(model, "o_proj", "v_proj", "out_proj"), seed=2)
-    return {name: root / name for name in ("peft", "mlx")}
 
 
 def engine(loaded, adapters=None, **options):

@@ -10,15 +10,15 @@ Knows which rows; what is done to them comes in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from optiq.models import arch
+from optiq.models.forms import forming
 
 
 class Change(Protocol):
@@ -70,24 +70,13 @@ def dense_weight(layer: Any) -> mx.array:
     return values.astype(mx.float32)
 
 
-@contextmanager
-def changing(changes: Iterable[tuple[nn.Module, Change]]) -> Iterator[None]:
+def changing(changes: Iterable[tuple[nn.Module, Change]]) -> AbstractContextManager[None]:
     """Change layers while the context lasts; it is enough that the forward is built in it, not that it is computed.
 
     Args:
         changes: each layer once.
     """
-    plain = []
-    try:
-        for layer, change in changes:
-            plain.append((layer, type(layer)))
-            layer.__dict__["_change"] = change
-            layer.__class__ = _changed(type(layer))
-        yield
-    finally:
-        for layer, kind in plain:
-            layer.__class__ = kind
-            del layer.__dict__["_change"]
+    return forming(changes, Changed, "_change")
 
 
 def touched(layers: Iterable[Any]) -> list[int]:
@@ -99,8 +88,3 @@ def plain_class(layer: Any) -> type:
     """The layer's class where nothing is changed."""
     kind = type(layer)
     return kind.__mro__[2] if issubclass(kind, Changed) else kind
-
-
-@cache
-def _changed(kind: type) -> type:
-    return type(kind.__name__, (Changed, kind), {"__doc__": Changed.__doc__})

@@ -5,12 +5,13 @@ Data in: a model and a function by block. Data out: a context for a forward; aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import mlx.nn as nn
+
+from optiq.models.forms import forming
 
 Around = Callable[..., Any]  # (the block's own call, its arguments …) -> its output
 
@@ -22,27 +23,11 @@ class _Around:
         return self.__dict__["_around"](super().__call__, *args, **named)  # type: ignore[misc]
 
 
-@contextmanager
-def calling(blocks: Sequence[nn.Module], arounds: Sequence[Around]) -> Iterator[None]:
+def calling(blocks: Sequence[nn.Module], arounds: Sequence[Around]) -> AbstractContextManager[None]:
     """Call blocks through functions while the context lasts.
 
     Args:
         blocks: each once.
         arounds: one per block.
     """
-    plain = []
-    try:
-        for block, around in zip(blocks, arounds, strict=True):
-            plain.append((block, type(block)))
-            block.__dict__["_around"] = around
-            block.__class__ = _around(type(block))
-        yield
-    finally:
-        for block, kind in plain:
-            block.__class__ = kind
-            del block.__dict__["_around"]
-
-
-@cache
-def _around(kind: type) -> type:
-    return type(kind.__name__, (_Around, kind), {"__doc__": _Around.__doc__})
+    return forming(zip(blocks, arounds, strict=True), _Around, "_around")

@@ -10,7 +10,7 @@ Attention, the gated delta rule and the activations are functions, not layers: s
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -24,6 +24,7 @@ from optiq.kernels.embedding import embedding
 from optiq.kernels.quantized import dequantize_rows, gather_qmm, quantized_matmul
 from optiq.kernels.rotary import rope
 from optiq.models import adapted, arch, rollback, segments, steps
+from optiq.models.forms import formed
 
 
 class QuantizedLinear:
@@ -270,7 +271,7 @@ def _codes_alone(layer: Any, kind: type | None = None) -> bool:
         layer: any module, or None.
         kind: what counts as its class; None is what it has.
     """
-    return (type(layer) if kind is None else kind) in (nn.QuantizedLinear, _subclass(QuantizedLinear, nn.QuantizedLinear)) and (
+    return (type(layer) if kind is None else kind) in (nn.QuantizedLinear, formed(nn.QuantizedLinear, QuantizedLinear)) and (
         layer.mode == "affine" and "bias" not in layer
     )
 
@@ -313,7 +314,7 @@ def use_kernels(model: nn.Module, forms: dict[str, type] | None = None) -> nn.Mo
     for layer in model.modules():
         form = forms.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
         if form is not None and form.fits(layer):  # type: ignore[attr-defined]
-            layer.__class__ = _subclass(form, type(layer))
+            layer.__class__ = formed(type(layer), form)
     return model
 
 
@@ -322,8 +323,3 @@ def _move_to_large_pages(model: nn.Module) -> None:
     fast = native.module()
     assert fast is not None
     fast.collapse([value for _, value in tree_flatten(model.parameters())])
-
-
-@cache
-def _subclass(form: type, base: type) -> type:
-    return type(base.__name__, (form, base), {"__doc__": form.__doc__})

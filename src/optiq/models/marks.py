@@ -6,7 +6,6 @@ block, with other work in between. Data in: a loaded model. Data out: arrays tha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from optiq.models.forms import formed
 from optiq.models.topology import block_list
 
 _found: ContextVar[list[mx.array] | None] = ContextVar("optiq_marks", default=None)
@@ -41,7 +41,7 @@ def watch(model: nn.Module) -> None:
     for block in block_list(model):
         for part in (block, *_with_parts(block)):
             if not isinstance(part, _Marked):
-                part.__class__ = _subclass(type(part))
+                part.__class__ = formed(type(part), _Marked)
 
 
 @contextmanager
@@ -58,8 +58,3 @@ def marks() -> Iterator[list[mx.array]]:
 def _with_parts(block: nn.Module) -> list[nn.Module]:
     """The direct children that are made of modules themselves."""
     return [child for child in block.children().values() if isinstance(child, nn.Module) and child.children()]
-
-
-@functools.cache
-def _subclass(base: type) -> type:
-    return type(base.__name__, (_Marked, base), {"__doc__": base.__doc__, "__module__": base.__module__})

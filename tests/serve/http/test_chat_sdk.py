@@ -11,6 +11,7 @@ import mlx.core as mx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI, pydantic_function_tool
+from openai_clients import client, plain
 from pydantic import BaseModel, Field
 
 from optiq.models.load import load
@@ -41,20 +42,6 @@ WEATHER = {
 }
 LETTERS = {"type": "regex", "grammar": "[a-zü ]{20}"}  # a reply that ends by itself: the strict helpers refuse any other
 TOOL = pydantic_function_tool(GetWeather, name="get_weather")
-
-
-def client(site: Any, **options: Any) -> OpenAI:
-    return OpenAI(
-        base_url=f"{site.url}/v1",
-        api_key="none",
-        http_client=openai.DefaultHttpxClient(verify=False),
-        **{"max_retries": 0, **options},
-    )
-
-
-def plain() -> Any:
-    """Without certificates, whose loading takes longer than most tests."""
-    return openai.DefaultAsyncHttpxClient(verify=False)
 
 
 def say(word: str) -> list[dict[str, str]]:

@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI
 from pydantic import BaseModel
 
+from openai_clients import client, plain
 from optiq.serve.http.responses_store import Kept, Store
 
 MODES = ["sync", "sync-stream", "async", "async-stream"]
@@ -24,20 +25,6 @@ WEATHER = {
         "required": ["city", "days"],
     },
 }
-
-
-def client(site: Any, **options: Any) -> OpenAI:
-    return OpenAI(
-        base_url=f"{site.url}/v1",
-        api_key="none",
-        http_client=openai.DefaultHttpxClient(verify=False),
-        **{"max_retries": 0, **options},
-    )
-
-
-def plain() -> Any:
-    """Without certificates, whose loading takes longer than most tests."""
-    return openai.DefaultAsyncHttpxClient(verify=False)
 
 
 def respond(site: Any, mode: str, **asked: Any) -> Any:
