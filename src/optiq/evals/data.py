@@ -8,12 +8,14 @@ directory given with `--data` is taken as it is; the report shows the hash of wh
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -59,6 +61,13 @@ FILES: Mapping[str, File] = {
         "instruction_following_eval/data/input_data.jsonl",
         "Apache-2.0",
         "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
+    ),
+    "humaneval/HumanEval.jsonl.gz": File(
+        "openai/human-eval",
+        "6d43fb980f9fee3c892a914eda09951f772ad10d",
+        "data/HumanEval.jsonl.gz",
+        "MIT",
+        "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
     ),
     "bfcl_v3/BFCL_v3_simple.json": File(
         "ShishirPatil/gorilla",
@@ -119,9 +128,13 @@ class Data:
         return found
 
     def jsonl(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a JSON-lines file."""
-        rows = []
-        for number, line in enumerate(self.content(name).decode("utf-8").split("\n"), 1):
+        """The objects of a JSON-lines file; one whose name ends in `.gz` is unpacked."""
+        content, rows = self.content(name), []
+        try:
+            text = (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8")
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise FormatError(f"{name} is damaged ({error}); download it again") from error
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     rows.append(json.loads(line))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -79,6 +80,33 @@ class Verdict:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A program that a model wrote, with the tests that decide; a verdict once it has run.
+
+    Args:
+        program: Python, the tests included.
+        mark: the last line that it prints where it has come to its end.
+        cpu_seconds: of processor time that it may take.
+        memory_bytes: that it may take.
+        details: for the verdict.
+    """
+
+    program: str
+    mark: str
+    cpu_seconds: float
+    memory_bytes: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def verdict(self, outcome: Outcome) -> Verdict:
+        """Right where the program came to its end; else the details say what stopped it, in words that no second run changes."""
+        if outcome.code == 0 and outcome.stdout.rstrip().rpartition("\n")[2] == self.mark:
+            return Verdict(True, self.details)
+        raised = re.findall(r"^([A-Za-z_][\w.]*)(?::.*)?$", outcome.stderr.rstrip().rpartition("\n")[2])
+        problem = outcome.stopped or (raised[0] if raised and outcome.code else f"ended early, code {outcome.code}")
+        return Verdict(False, {**self.details, "problem": problem})
+
+
 class Task(Protocol):
     """A frozen dataclass of options that makes samples and judges answers."""
 
@@ -88,15 +116,35 @@ class Task(Protocol):
     def samples(self, data: Data) -> list[Sample]:
         """The questions, the same for the same options and data."""
 
-    def score(self, sample: Sample, answer: Answer) -> Verdict:
-        """Judge one answer."""
+    def score(self, sample: Sample, answer: Answer) -> Verdict | Trial:
+        """Judge one answer, or say which program does."""
 
 
-class Runner(Protocol):
-    """What runs a program that a model wrote, for tasks whose verdict is whether it passes; isolation is its business."""
+class Outcome(Protocol):
+    """How a program ended."""
 
-    def passes(self, program: str, timeout_s: float) -> bool:
-        """Whether the program ran to its end, without an error and in time."""
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None where it was stopped."""
+
+    @property
+    def stdout(self) -> str:
+        """What it printed."""
+
+    @property
+    def stderr(self) -> str:
+        """What it printed there."""
+
+    @property
+    def stopped(self) -> str | None:
+        """The limit that it ran into."""
+
+
+class Programs(Protocol):
+    """What runs trials; isolation is its business."""
+
+    def run(self, trial: Trial) -> Outcome:
+        """Run one to its end, or to a limit."""
 
 
 def options(task: Any) -> dict[str, Any]:
