@@ -74,6 +74,23 @@ class EngineGenerator:
 
     def answers(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Answer]]:
         """See `Generator`."""
+        for sample, shape, tokens, end in self._replies(samples):
+            yield sample, self._answer(sample, shape, tokens, end)
+
+    def tokens(self, samples: Sequence[Sample]) -> dict[str, list[int]]:
+        """The token ids of every reply by its sample's id, reasoning and calls included; what ends a reply is not among them.
+
+        Raises:
+            ResourceError: the engine failed.
+        """
+        found = {}
+        for sample, _, tokens, end in self._replies(samples):
+            _check(sample, end)
+            found[sample.id] = [token.id for token in tokens if token.id not in self.stops]
+        return found
+
+    def _replies(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, Shape, list[Token], Finished]]:
+        """Every sample with what its reply is made of, in the order in which they end."""
         waiting = list(reversed(samples))
         running: dict[str, tuple[Sample, Shape, list[Token]]] = {}
         while waiting or running:
@@ -86,7 +103,7 @@ class EngineGenerator:
                     running[event.request][2].append(event)
                 elif isinstance(event, Finished):
                     sample, shape, tokens = running.pop(event.request)
-                    yield sample, self._answer(sample, shape, tokens, event)
+                    yield sample, shape, tokens, event
 
     def request(self, sample: Sample) -> tuple[Request, Shape]:
         """What the engine is asked for, and how its reply is read."""
@@ -113,8 +130,7 @@ class EngineGenerator:
         return found
 
     def _answer(self, sample: Sample, shape: Shape, tokens: Sequence[Token], end: Finished) -> Answer:
-        if end.finish is Finish.FAILED:
-            raise ResourceError(f"{sample.id}: the engine failed ({end.error}); finished samples are kept, run again")
+        _check(sample, end)
         if sample.choices:
             return Answer(sample.choices[self._choices(sample).index(tokens[0].id)], tokens=1)
         output = Output(shape)
@@ -122,6 +138,11 @@ class EngineGenerator:
         message = gather(output.add(text) + output.finish())
         calls = tuple(Call(call.name, call.arguments) for call in message.calls)
         return Answer(message.content, calls, end.usage.tokens, str(end.finish))
+
+
+def _check(sample: Sample, end: Finished) -> None:
+    if end.finish is Finish.FAILED:
+        raise ResourceError(f"{sample.id}: the engine failed ({end.error}); finished samples are kept, run again")
 
 
 def open_generator(model: str, settings: Settings, rows: int = 16) -> EngineGenerator:
