@@ -22,7 +22,10 @@ from optiq.evals.task import Answer, Call, Sample, Verdict
 
 def _result(task: str, correct: list[bool]) -> Result:
     head = {"task": task, "options": {"count": len(correct)}, "data": [{"name": "d", "sha256": "0" * 64, "licence": "MIT"}]}
-    rows = [Row(f"{task}/{n}", Answer(""), Verdict(right, {"part": "all"})) for n, right in enumerate(correct)]
+    rows = [
+        Row(f"{task}/{n}", Answer(""), Verdict(right, {"part": "all"} | ({"note": "short"} if n < 3 else {})))
+        for n, right in enumerate(correct)
+    ]
     return Result(head, tuple(rows))
 
 
@@ -38,6 +41,7 @@ def test_findings_stand_in_the_text_and_in_the_data() -> None:
     assert "| a | 40 | 50.0 (35.2 to 64.8) | 100.0" in text and ": worse |" in text and ": no difference shown |" in text
     assert "capability (mean of 2 of 3)" in text and re.search(r"\| size \|  \| 5[.0]* MB \| 20[.0]* MB \|", text)
     assert "0.0200 (0.0100 to 0.0300)" in text and "a, ours <4>: 0 gained; 20 lost (a/0, a/1," in text
+    assert data["models"][0]["tasks"]["a"]["notes"] == {"short": 3} and "; 3 samples: short" in text
     assert data["missing_tasks"] == ["c"] and data["baseline"] == "base"
     assert data["paired"]["ours <4>"]["a"]["finding"] == "worse"
     assert data["paired"]["ours <4>"]["b"]["finding"] == "no difference shown"

@@ -13,6 +13,7 @@ from answers import gold_call
 from optiq.evals import run as runs
 from optiq.evals.data import Data
 from optiq.evals.generator import EngineGenerator
+from optiq.evals.prompts import Prompts
 from optiq.evals.task import Sample, with_option
 from optiq.evals.tasks import TASKS
 from optiq.models.load import load
@@ -55,10 +56,10 @@ def test_gold_and_corrupted_replies(name: str, shared: Path, tiny_model: Path, t
     for part, say in zip(("gold", "corrupted"), _scripts(shared)[name], strict=True):
         said: dict[tuple[int, ...], list[int]] = {}
         engine = ScriptedEngine(tokenizer, lambda request, said=said: Script(said[request.prompt]))  # type: ignore[misc]
-        generator = EngineGenerator(engine, frozenset({tokenizer.eos_token_id}))
+        generator = EngineGenerator(engine, Prompts(tokenizer, frozenset({tokenizer.eos_token_id})))
         for sample in task.samples(Data(shared / "data" / "eval")):
             ids = tokenizer.encode(say(sample), add_special_tokens=False)
-            said[generator.request(sample)[0].prompt] = [*ids, tokenizer.eos_token_id]
+            said[generator.prompts.request(sample)[0].prompt] = [*ids, tokenizer.eos_token_id]
         result = runs.run(task, Data(shared / "data" / "eval"), generator, tmp_path / part, {})
         assert len(result.rows) >= 8 and sum(result.correct) == (len(result.rows) if part == "gold" else 0), part
 

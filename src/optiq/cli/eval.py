@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optiq.events import Events
 
 if TYPE_CHECKING:
+    from optiq.evals.prompts import Settings
     from optiq.evals.report import Model, Report
     from optiq.evals.task import Task
 
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace, events: Events) -> int:
     for task in tasks:
         task.samples(data)  # what is missing is said before a model is loaded
     sides = [(args.model, "model")] + ([(args.baseline, "baseline")] if args.baseline else [])
+    tasks = _fitted(args, [model for model, _ in sides], tasks, events)
     models = tuple(_evaluated(args, name, out / part, tasks, data, events) for name, part in sides)
     whole = report.Report(models, TASKS.names())
     _write(whole, out)
@@ -124,11 +126,40 @@ def chosen(args: argparse.Namespace) -> list[Task]:
     return list(tasks.values())
 
 
+def _fitted(args: argparse.Namespace, models: list[str], tasks: list[Task], events: Events) -> list[Task]:
+    """The tasks with questions that all models take; what is changed is said."""
+    from optiq.errors import InputError
+    from optiq.evals.prompts import all_take, open_prompts
+    from optiq.evals.task import Fitting, options
+    from optiq.models.hub import resolve
+
+    if args.served:
+        if any(getattr(task, "characters", 1) == 0 for task in tasks):
+            raise InputError("hashhop.characters is 0 (as many as the model takes), which a server does not tell; give a number")
+        return tasks
+    takes = all_take([open_prompts(resolve(model, events=events), _settings(args)) for model in models])
+    found: list[Task] = []
+    for task in tasks:
+        fitted = task.fitted(takes) if isinstance(task, Fitting) else task
+        if fitted != task:
+            before, after = options(task), options(fitted)
+            changed = ", ".join(f"{name} {after[name]} for {before[name]}" for name in after if after[name] != before[name])
+            events.info(f"{task.name}: {changed}, which is what the context takes")
+        found.append(fitted)
+    return found
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from optiq.cli.caches import cache_maker
+    from optiq.evals.prompts import Settings
+
+    return Settings(thinking=args.thinking, caches=cache_maker(args))
+
+
 def _evaluated(args: argparse.Namespace, model: str, folder: Path, tasks: list[Task], data: Any, events: Events) -> Model:
     """Run the tasks of one model."""
-    from optiq.cli.caches import cache_maker
     from optiq.evals import fidelity
-    from optiq.evals.generator import Settings, open_generator
+    from optiq.evals.generator import open_generator
     from optiq.evals.report import Model
     from optiq.evals.run import run as run_task
     from optiq.evals.served import ServedGenerator
@@ -147,7 +178,7 @@ def _evaluated(args: argparse.Namespace, model: str, folder: Path, tasks: list[T
         "thinking": args.thinking,
         "caches": [args.kv_bits, args.kv_scheme, args.kv_config],
     }
-    generator = open_generator(str(path), Settings(thinking=args.thinking, caches=cache_maker(args)), args.rows)
+    generator = open_generator(str(path), _settings(args), args.rows)
     results = {task.name: run_task(task, data, generator, folder, about, args.fresh, events) for task in tasks}
     facts = inspect(path)
     far = None

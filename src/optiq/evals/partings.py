@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optiq.evals.generator import Settings, open_generator
+from optiq.evals.generator import open_generator
+from optiq.evals.prompts import Settings
 from optiq.evals.task import Sample
 from optiq.events import QUIET, Events
 from optiq.kernels import memory

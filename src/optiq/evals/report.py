@@ -5,6 +5,7 @@ Size stands beside the score as an axis of its own and is never folded into it. 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -111,7 +112,12 @@ class Report:
 
 def about(result: Result) -> dict[str, Any]:
     """What a report says of how a task was run, and the task's own shares (loose verdicts, hops)."""
-    return {"options": dict(result.header["options"]), "data": list(result.header["data"]), "parts": parts(result)}
+    return {
+        "options": dict(result.header["options"]),
+        "data": list(result.header["data"]),
+        "parts": parts(result),
+        "notes": notes(result),
+    }
 
 
 def parts(result: Result) -> dict[str, float]:
@@ -123,6 +129,11 @@ def parts(result: Result) -> dict[str, float]:
         for name, value in row.verdict.details.get("also", {}).items():
             groups.setdefault(name, []).append(bool(value))
     return {name: sum(values) / len(values) for name, values in groups.items()}
+
+
+def notes(result: Result) -> dict[str, int]:
+    """How many samples a task notes something of that differs from its protocol (`details["note"]`)."""
+    return dict(Counter(row.verdict.details["note"] for row in result.rows if "note" in row.verdict.details))
 
 
 def rows(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -194,7 +205,8 @@ def _protocol(result: Result) -> str:
     sources = ", ".join(
         f"{row['name']} ({row.get('licence', 'own data')}, {row['sha256'][:12]})" for row in result.header["data"]
     )
-    return f"{chosen}{f'; data {sources}' if sources else ''}"
+    noted = "".join(f"; {count} samples: {note}" for note, count in notes(result).items())
+    return f"{chosen}{f'; data {sources}' if sources else ''}{noted}"
 
 
 def _kl(model: Model) -> str:

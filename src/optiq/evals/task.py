@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from optiq.errors import InputError
 
@@ -33,6 +33,7 @@ class Sample:
         gold: what the scorer compares with.
         messages: a chat, to be written by the model's template; or
         text: a prompt as it stands, without a template.
+        shorter: what stands in its place where that is longer than the model's context, in the order of preference.
         tools: those that the model may call, as in the OpenAI API.
         choices: texts of which the likeliest next one is the answer; nothing else is generated then.
         max_tokens: of the answer.
@@ -42,6 +43,7 @@ class Sample:
     gold: Any
     messages: tuple[Mapping[str, Any], ...] = ()
     text: str = ""
+    shorter: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     choices: tuple[str, ...] = ()
     max_tokens: int = 512
@@ -118,6 +120,21 @@ class Task(Protocol):
 
     def score(self, sample: Sample, answer: Answer) -> Verdict | Trial:
         """Judge one answer, or say which program does."""
+
+
+@runtime_checkable
+class Fitting(Protocol):
+    """A task whose questions can be made as long as models take."""
+
+    def fitted(self, takes: Callable[[Sample], bool]) -> Task:
+        """The task with questions that are taken; itself where they are already.
+
+        Args:
+            takes: whether a question and its reply lie within the models' contexts.
+
+        Raises:
+            InputError: not even its shortest question is taken.
+        """
 
 
 class Outcome(Protocol):
