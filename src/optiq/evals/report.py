@@ -6,7 +6,7 @@ Size stands beside the score as an axis of its own and is never folded into it. 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from optiq.evals.statistics import Paired, Score
 from optiq.files import size_text
 
 SCHEMA = 1
+FEW = 3  # files that are named one by one
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,25 @@ def _flips(pair: Paired) -> str:
 
 def _protocol(result: Result) -> str:
     chosen = ", ".join(f"{name} {value}" for name, value in result.header["options"].items())
-    sources = ", ".join(
-        f"{row['name']} ({row.get('licence', 'own data')}, {row['sha256'][:12]})" for row in result.header["data"]
-    )
+    sources = "; ".join(_sources(result.header["data"]))
     noted = "".join(f"; {count} samples: {note}" for note, count in notes(result).items())
     return f"{chosen}{f'; data {sources}' if sources else ''}{noted}"
+
+
+def _sources(data: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where a task's files came from, with licences and hashes; of many of one source their number (JSON has all hashes)."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in data:
+        groups.setdefault(row.get("source", "own data"), []).append(row)
+    found = []
+    for source, rows in groups.items():
+        files = f"{len(rows)} files" if len(rows) > FEW else ", ".join(f"{row['name']} {row['sha256'][:12]}" for row in rows)
+        other = sum(not row.get("pinned", True) for row in rows)
+        found.append(
+            f"{files} of {source}, {rows[0].get('licence', 'no licence known')}"
+            + (f", {other} with other bytes" if other else "")
+        )
+    return found
 
 
 def _kl(model: Model) -> str:

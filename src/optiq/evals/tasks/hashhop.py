@@ -86,8 +86,8 @@ class HashHop:
     def score(self, sample: Sample, answer: Answer) -> Verdict:
         """Right if the last word of 16 letters in the reply is the end of the chain."""
         found = re.findall(rf"(?<![A-Za-z])[A-Za-z]{{{WIDTH}}}(?![A-Za-z])", answer.text)
-        last = found[-1] if found else None
-        return Verdict(last == sample.gold["end"], {"extracted": last, "part": f"{sample.gold['hops']} hops"})
+        last, hops = found[-1] if found else None, sample.gold["hops"]
+        return Verdict(last == sample.gold["end"], {"extracted": last, "part": f"{hops} hop{'s' if hops > 1 else ''}"})
 
     def _sample(self, hops: int, number: int) -> Sample:
         pairs, start, end = chains(random.Random(f"{self.seed}/{hops}/{number}"), hops, self.characters // LINE)
