@@ -25,12 +25,13 @@ LETTERS = "ABCD"
 
 def scripts(shared: Path) -> Mapping[str, tuple[Say, Say]]:
     """By task: the gold reply, a corrupted one."""
-    recorded = _recorded(shared)
+    recorded, solved = _recorded(shared), _solved(shared)
     return {
         "mmlu": (lambda s: f" {s.gold}", lambda s: f" {LETTERS[(LETTERS.index(s.gold) + 1) % 4]}"),
-        "gsm8k": (lambda s: f"So it is\n#### {s.gold:g}", lambda s: f"#### {s.gold + 1:g}"),
+        "gsm8k": (lambda s: f"So it is\n#### {s.gold:.12g}", lambda s: f"#### {s.gold + 1:.12g}"),
         "ifeval": (lambda s: recorded[s.messages[0]["content"]], lambda s: " "),
         "bfcl": (_call, lambda s: _call(s).replace("<function=", "<function=no_")),
+        "humaneval": (lambda s: _function(s, solved[s.id]), lambda s: _function(s, "    return None")),
         "hashhop": (lambda s: s.gold["end"], lambda s: s.gold["end"][::-1]),
     }
 
@@ -44,6 +45,7 @@ def task_of(name: str, shared: Path, count: int) -> Any:
     """A task with so many samples, IFEval only with prompts whose recorded reply follows all instructions."""
     task: Any = TASKS[name]
     fields = {"count": 0 if name == "ifeval" else count} | ({"characters": 600} if name == "hashhop" else {})
+    fields |= {"max_tokens": 4096} if name == "humaneval" else {}  # the embedded tokenizer needs more tokens than others
     task = type(task)(**fields)
     if name != "ifeval":
         return task
@@ -70,6 +72,16 @@ def scored(task: Any, say: Say, data: Data, tokenizer: Any, folder: Path, progra
 def _call(sample: Sample) -> str:
     call = gold_call(sample)
     return qwen_xml(call.name, json.loads(call.arguments))
+
+
+def _function(sample: Sample, body: str) -> str:
+    return f"```python\n{sample.gold['prompt']}{body}\n```"
+
+
+def _solved(shared: Path) -> dict[str, str]:
+    """The canonical bodies of HumanEval by sample."""
+    rows = Data(shared / "data" / "eval").jsonl("humaneval/HumanEval.jsonl.gz")
+    return {f"humaneval/{row['task_id'].rpartition('/')[2]}": row["canonical_solution"] for row in rows}
 
 
 def _recorded(shared: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +102,6 @@ def open_prompts(path: Path, settings: Settings) -> Prompts:
     Raises:
         ModelError: its tokenizer cannot be read.
     """
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # of texts beyond the context, which are counted here to be cut
     tokenizer = load_tokenizer(path)
     return Prompts(tokenizer, stop_ids(path, tokenizer), settings, context_length(path))
 

@@ -110,10 +110,17 @@ class Trial:
 
 
 class Task(Protocol):
-    """A frozen dataclass of options that makes samples and judges answers."""
+    """A frozen dataclass of options that makes samples and judges answers.
+
+    Attributes:
+        name: in the table, and of its result files.
+        about: one line for people.
+        runs_programs: whether its verdicts are those of trials.
+    """
 
     name: ClassVar[str]
     about: ClassVar[str]
+    runs_programs: ClassVar[bool]
 
     def samples(self, data: Data) -> list[Sample]:
         """The questions, the same for the same options and data."""

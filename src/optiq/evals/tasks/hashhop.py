@@ -43,6 +43,7 @@ class HashHop:
 
     name: ClassVar[str] = "hashhop"
     about: ClassVar[str] = "chains of random words in a long context, 1 to 4 hops"
+    runs_programs: ClassVar[bool] = False
     count: int = 100
     hops: tuple[int, ...] = (1, 2, 3, 4)
     characters: int = 12_000

@@ -43,6 +43,7 @@ class HumanEval:
 
     name: ClassVar[str] = "humaneval"
     about: ClassVar[str] = "functions in Python, judged by the authors' tests in a sandbox"
+    runs_programs: ClassVar[bool] = True
     count: int = 0
     max_tokens: int = 512
     cpu_seconds: int = 5

@@ -43,6 +43,7 @@ class Mmlu:
 
     name: ClassVar[str] = "mmlu"
     about: ClassVar[str] = "multiple choice over 57 subjects, 5-shot, by logits"
+    runs_programs: ClassVar[bool] = False
     count: int = 1000
     shots: int = 5
     generate: bool = False
