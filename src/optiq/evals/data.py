@@ -71,14 +71,14 @@ FILES: Mapping[str, File] = {
     ),
     "bfcl_v3/BFCL_v3_simple.json": File(
         "ShishirPatil/gorilla",
-        "cd9429ccf3d4",
+        "cd9429ccf3d4d04156affe883c495b3b047e6b64",
         "berkeley-function-call-leaderboard/bfcl_eval/data/BFCL_v3_simple.json",
         "Apache-2.0",
         "fbc37b2ad252bf9af985582e0e07b456173fe627d957491472ea9cef5fb83158",
     ),
     "bfcl_v3/possible_answer/BFCL_v3_simple.json": File(
         "ShishirPatil/gorilla",
-        "cd9429ccf3d4",
+        "cd9429ccf3d4d04156affe883c495b3b047e6b64",
         "berkeley-function-call-leaderboard/bfcl_eval/data/possible_answer/BFCL_v3_simple.json",
         "Apache-2.0",
         "2911a2bc00df82c4f999ffa64fedb0164cb88e96212ffa5972087eb91fd496ee",

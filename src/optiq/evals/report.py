@@ -153,7 +153,9 @@ def rows(report: Report) -> tuple[list[str], list[list[str]]]:
     lines.append(["size", "", *(size_text(m.bytes) if m.bytes else "-" for m in report.models), *rest])
     lines.append(["bits per weight", "", *(f"{m.bpw:.3f}" if m.bpw else "-" for m in report.models), *rest])
     if any(model.fidelity for model in report.models):
-        lines.append(["KL to bf16, nats", "", *(_kl(model) for model in report.models), *rest])
+        lines.append(["KL to bf16, nats", "", *(_kl(model, "kl") for model in report.models), *rest])
+        if any((model.fidelity or {}).get("kl_long") for model in report.models):
+            lines.append(["KL to bf16, long texts", "", *(_kl(model, "kl_long") for model in report.models), *rest])
         lines.append(["perplexity", "", *(_perplexity(model) for model in report.models), *rest])
     return head, lines
 
@@ -224,11 +226,12 @@ def _sources(data: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _kl(model: Model) -> str:
-    if model.fidelity is None:
+def _kl(model: Model, name: str) -> str:
+    found = (model.fidelity or {}).get(name)
+    if found is None:
         return "-"
-    low, high = model.fidelity["kl"]["ci95"]
-    return f"{model.fidelity['kl']['mean']:.4f} ({low:.4f} to {high:.4f})"
+    low, high = found["ci95"]
+    return f"{found['mean']:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _perplexity(model: Model) -> str:
