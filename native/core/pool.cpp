@@ -23,8 +23,8 @@ struct Job {
 
 class Pool {
   public:
-    explicit Pool(int threads) {
-        for (int i = 1; i < threads; i++) workers_.emplace_back([this] { serve(); });
+    explicit Pool(int threads) : shares_(size_t(threads)) {
+        for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { serve(size_t(i)); });
     }
 
     ~Pool() {
@@ -42,22 +42,36 @@ class Pool {
         std::unique_lock<std::mutex> lock(busy_, std::try_to_lock);
         if (!lock.owns_lock()) return false;
         job_ = job;
-        next_.store(0, std::memory_order_relaxed);
+        const int64_t count = int64_t(shares_.size());
+        for (int64_t i = 0; i < count; i++) {
+            shares_[size_t(i)].next.store(job.tasks * i / count, std::memory_order_relaxed);
+            shares_[size_t(i)].end = job.tasks * (i + 1) / count;
+        }
         gate_.store(kOpen, std::memory_order_release);
         generation_.fetch_add(1);
         if (sleeping_.load() > 0) generation_.notify_all();
-        work();
+        work(0);
         gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
         while (gate_.load(std::memory_order_acquire) != 0) _mm_pause();
         return true;
     }
 
   private:
-    void work() {
-        for (int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < job_.tasks;) job_.call(job_.function, task);
+    // Tasks that follow each other, taken in their order, so that one may fetch what the next will read.
+    struct alignas(64) Share {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
+
+    // The thread's own share, then what is left of the others'.
+    void work(size_t thread) {
+        for (size_t i = 0; i < shares_.size(); i++) {
+            Share& share = shares_[(thread + i) % shares_.size()];
+            for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) job_.call(job_.function, task);
+        }
     }
 
-    void serve() {
+    void serve(size_t thread) {
         uint32_t seen = 0;
         while (true) {
             for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; i++) _mm_pause();
@@ -71,7 +85,7 @@ class Pool {
             seen = now;
             if (stop_.load()) return;
             if (!enter()) continue;
-            work();
+            work(thread);
             gate_.fetch_sub(1, std::memory_order_release);
         }
     }
@@ -90,7 +104,7 @@ class Pool {
     std::mutex busy_;
     Job job_;
     alignas(64) std::atomic<uint32_t> generation_{0};
-    alignas(64) std::atomic<int64_t> next_{0};
+    std::vector<Share> shares_;
     alignas(64) std::atomic<uint32_t> gate_{0};
     std::atomic<int> sleeping_{0};
     std::atomic<bool> stop_{false};

@@ -1,7 +1,8 @@
 // One pool of threads for the process. The caller works too; helpers wait by spinning for some microseconds, then sleep.
 //
-// Work is cut into numbered tasks that write to disjoint places, so results do not depend on who runs which. A caller
-// that finds the pool in use (another MLX stream) runs its tasks itself.
+// Work is cut into numbered tasks that write to disjoint places, so results do not depend on who runs which. Each thread takes
+// a share of tasks that follow each other, then what is left of the others'. A caller that finds the pool in use (another MLX
+// stream) runs its tasks itself.
 #pragma once
 
 #include <cstdint>

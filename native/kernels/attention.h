@@ -56,8 +56,8 @@ struct Attention {
 // Few rows. `partial` holds, per row of the group and block: m, l, o[Dv].
 struct FewAttention {
     size_t (*scratch)(const Attention& a);
-    // `next`: the same caller goes on with the next block.
-    void (*block)(const Attention& a, int64_t batch, int64_t group, int64_t block, bool begins, bool next, float* partial, void* scratch);
+    // `next`: the same thread goes on with the next block.
+    void (*block)(const Attention& a, int64_t batch, int64_t group, int64_t block, bool next, float* partial, void* scratch);
     void (*combine)(const Attention& a, int64_t batch, int64_t group, int64_t blocks, const float* partial);
 };
 

@@ -20,20 +20,15 @@ inline int64_t row_count(const Attention& a) { return a.queries * heads_per_grou
 inline int64_t partial_stride(const Attention& a) { return a.value_width + 2; }
 
 // Brings to the second cache what comes next, a few rows at a time: the values of a block while its keys are met, the keys of
-// the next block of a task while its values are. Without a block before it, a block's own keys come first and all at once: tiles
-// read sixteen rows at a time, which the processor's own prefetch does not follow.
+// the next block while its values are. Tiles read sixteen rows at a time, which the processor's own prefetch does not follow.
 class Fetcher {
   public:
-    Fetcher(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t count, bool begins, int64_t next) {
+    Fetcher(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t count, int64_t next) {
         const int64_t size = float_bytes(a.type);
         const auto rows_of = [&](const HeadRows& x, int64_t width, int64_t from, int64_t rows) -> Rows {
             return {static_cast<const char*>(x.data) + (batch * x.batch + group * x.head + from * x.row) * size, x.row * size,
                     round_up(width * size, 64), rows};
         };
-        if (begins) {
-            now_ = rows_of(a.k, a.width, first, count);
-            more(int(count));
-        }
         now_ = rows_of(a.v, a.value_width, first, count);
         then_ = rows_of(a.k, a.width, first + count, next);
     }
@@ -222,8 +217,6 @@ void pack_queries(const Attention& a, int64_t batch, int64_t group, int64_t row,
     }
 }
 
-constexpr int64_t kNearColumns = 64;  // how far ahead in a row's columns keys go to the first cache
-
 // scores[j, r] for sixteen rows and keys [first, last); rows of scores up to the next multiple of 16 are written.
 void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t* q, uint16_t* tail, float* scores,
                 Fetcher& fetcher) {
@@ -236,11 +229,6 @@ void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t
         _tile_zero(2);
         _tile_zero(3);
         for (int64_t d = 0; d < a.width; d += 32) {
-            // Tiles wait for each line that is not in the first cache.
-            const bool same = d + kNearColumns < a.width;
-            const bf16* near = k + (same ? j : j + 64) * a.k.row + (same ? d + kNearColumns : d + kNearColumns - a.width);
-            if (same || j + 128 <= count)
-                for (int i = 0; i < 64; i++) _mm_prefetch(reinterpret_cast<const char*>(near + i * a.k.row), _MM_HINT_T0);
             fetcher.more(4);
             _tile_loadd(4, q + d / 2 * 16, 64);
             _tile_loadd(5, k0 + d, step);
@@ -419,9 +407,9 @@ size_t scratch(const Attention& a) {
     return size_t(kRowTile * (round_up(a.width, kLanes) + kFewKeys) + kKeyTile) * 4;
 }
 
-void block(const Attention& a, int64_t batch, int64_t group, int64_t block, bool begins, bool next, float* partial, void* scratch) {
+void block(const Attention& a, int64_t batch, int64_t group, int64_t block, bool next, float* partial, void* scratch) {
     const int64_t first = block * kFewKeys, last = at_most(a.keys, first + kFewKeys);
-    Fetcher fetcher(a, batch, group, first, last - first, begins, next ? at_most(a.keys - last, kFewKeys) : 0);
+    Fetcher fetcher(a, batch, group, first, last - first, next ? at_most(a.keys - last, kFewKeys) : 0);
 #if defined(__AMX_BF16__)
     if (tiled(a)) return block_tiled(a, batch, group, first, last, fetcher, partial, scratch);
 #endif

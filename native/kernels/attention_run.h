@@ -7,8 +7,6 @@
 
 namespace optiq {
 
-constexpr int64_t kManyTasks = 32;
-
 inline void run_few_attention(const Attention& a) {
     const FewAttention& kernels = few_attention();
     const int64_t blocks = (a.keys + kFewKeys - 1) / kFewKeys, rows = a.queries * (a.heads / a.groups);
@@ -16,16 +14,10 @@ inline void run_few_attention(const Attention& a) {
     Scratch partials(size_t(pairs * blocks * block_floats) * 4);
     float* const partial = partials.as<float>();
     const size_t bytes = kernels.scratch(a);
-    // Neighbouring blocks in one task let it fetch ahead; enough tasks must remain.
-    const int64_t together = pairs * blocks >= 4 * kManyTasks ? 4 : pairs * blocks >= 2 * kManyTasks ? 2 : 1;
-    const int64_t parts = (blocks + together - 1) / together;
-    parallel(pairs * parts, [&](int64_t task) {
+    parallel(pairs * blocks, [&](int64_t task) {
         Scratch scratch(bytes);
-        const int64_t pair = task / parts, first = task % parts * together;
-        const int64_t last = first + together < blocks ? first + together : blocks;
-        for (int64_t block = first; block < last; block++)
-            kernels.block(a, pair / a.groups, pair % a.groups, block, block == first, block + 1 < last,
-                          partial + (pair * blocks + block) * block_floats, scratch.as<void>());
+        const int64_t pair = task / blocks, block = task % blocks;
+        kernels.block(a, pair / a.groups, pair % a.groups, block, block + 1 < blocks, partial + task * block_floats, scratch.as<void>());
     });
     parallel(pairs, [&](int64_t pair) {
         kernels.combine(a, pair / a.groups, pair % a.groups, blocks, partial + pair * blocks * block_floats);

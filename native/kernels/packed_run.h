@@ -31,7 +31,7 @@ inline void run_packed_attention(const PackedAttention& a) {
         Scratch scratch(bytes > full_bytes ? bytes : full_bytes);
         const int64_t pair = task % pairs, part = task / pairs, batch = pair / a.full.groups, group = pair % a.full.groups;
         float* const partial = partials + pair * (packed + full) * floats;
-        if (part < full) return theirs.block(a.full, batch, group, part, true, false, partial + (packed + part) * floats, scratch.as<void>());
+        if (part < full) return theirs.block(a.full, batch, group, part, false, partial + (packed + part) * floats, scratch.as<void>());
         const int64_t first = (part - full) * together, last = first + together < packed ? first + together : packed;
         for (int64_t block = first; block < last; block++)
             ours.block(a, batch, group, block, block + 1 < last, queries + query_bytes * size_t(pair), partial + block * floats,

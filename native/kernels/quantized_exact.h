@@ -45,11 +45,13 @@ struct Sixteen {
     const uint8_t* codes(int i) const { return w.codes + row(i) * w.row_bytes(); }
 };
 
-// Two blocks ahead into the second-level cache, whose queue is long, and a little ahead in the row itself into the first.
+// Line by line the sixteen rows after `codes`, which are contiguous, into the second-level cache: read in the order in which they
+// lie, they wake the processor's own prefetcher, which has more requests under way than a core's misses (25 GB/s instead of 21).
+// And a little ahead in the row itself into the first.
 // Always inline: GCC 12 takes a function that only prefetches for one without effect, and drops its calls.
-__attribute__((always_inline)) inline void prefetch(const uint8_t* codes, int64_t row_bytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(codes + 32 * row_bytes), _MM_HINT_T1);
-    _mm_prefetch(reinterpret_cast<const char*>(codes + 256), _MM_HINT_T0);
+__attribute__((always_inline)) inline void prefetch(const uint8_t* codes, int64_t row_bytes, int64_t line, const uint8_t* at) {
+    _mm_prefetch(reinterpret_cast<const char*>(codes + 16 * row_bytes + 64 * line), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(at + 256), _MM_HINT_T0);
 }
 
 // The scales of groups [start, start + count), by group, and what their biases add to the results of `rows` activation rows.
@@ -94,16 +96,18 @@ inline void halves(const __m512i* y, __m512i* sums) {
 
 // The sums of ROWS activation rows over two chunks, for sixteen weight rows: sums[r][high or low][chunk].
 template <int ROWS>
-inline void pair_sums(const Sixteen& rows, int64_t row_bytes, int64_t p, const Row* x, __m512i (*sums)[2][2]) {
+inline void pair_sums(const Sixteen& rows, int64_t p, const Row* x, __m512i (*sums)[2][2]) {
     const __m512i mask = _mm512_set1_epi8(15);
-    const uint8_t *at = rows.codes(0) + p * 64, *const last = rows.codes(15) + p * 64;
+    const int64_t row_bytes = rows.w.row_bytes();
+    const uint8_t* const codes = rows.codes(0);
+    const uint8_t *at = codes + p * 64, *const last = rows.codes(15) + p * 64;
     __m512i y[ROWS][2][4];
 #pragma GCC unroll 4
     for (int quad = 0; quad < 4; quad++) {
         __m512i even[4], odd[4];
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
-            prefetch(at, row_bytes);
+            prefetch(codes, row_bytes, 16 * p + 4 * quad + i, at);
             const __m512i both = _mm512_loadu_si512(at);
             at = at == last ? last : at + row_bytes;
             even[i] = _mm512_and_si512(both, mask);
@@ -132,7 +136,7 @@ template <int GROUP, int ROWS>
 inline void exact_rows(const Sixteen& rows, const Row* from, vf* out) {
     Row x[ROWS];
     for (int r = 0; r < ROWS; r++) x[r] = from[r];
-    const int64_t groups = rows.w.groups(), row_bytes = rows.w.row_bytes();
+    const int64_t groups = rows.w.groups();
     vf high[ROWS]{}, low[ROWS]{}, shift[ROWS]{};
     for (int64_t start = 0; start < groups; start += kSegment) {
         alignas(64) float scales[kSegment][16];
@@ -141,7 +145,7 @@ inline void exact_rows(const Sixteen& rows, const Row* from, vf* out) {
         const int64_t first = start * GROUP / 128, count = here * GROUP / 128;
         for (int64_t p = 0; p < count; p++) {
             __m512i sums[ROWS][2][2];
-            pair_sums<ROWS>(rows, row_bytes, first + p, x, sums);
+            pair_sums<ROWS>(rows, first + p, x, sums);
             for (int half = 0; half < 2; half++) {
                 const int64_t g = GROUP == 64 ? 2 * p + half : p;
                 const vf s = load(scales[g]);
@@ -236,7 +240,7 @@ class TileRows {
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) {
             const uint8_t* at = codes_[i] + p * 64;
-            prefetch(at, row_bytes_);
+            prefetch(codes_[0], row_bytes_, 16 * p + i, at);
 #pragma GCC unroll 2
             for (int c = 0; c < 2; c++) {
                 const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32 * c)));

@@ -197,6 +197,7 @@ def test_rows_that_are_padded_before_their_prompt(kind: str) -> None:
 @pytest.mark.parametrize("recipe", EVERY, ids=lambda r: f"{r.scheme} {r.k_bits}")
 def test_other_widths_and_types(recipe: Recipe, width: int) -> None:
     cache = PackedCache(recipe, still=0)
+    mx.random.seed(width)
     for length in (130, 1):
         q, k, v = (mx.random.normal((1, heads, length, width)).astype(mx.bfloat16) for heads in (4, 2, 2))
         found = cache.update_and_fetch(k, v)

@@ -1,0 +1,312 @@
+"""What programs must not reach, on every launcher at hand."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from optiq.sandbox import Outcome, Policy, Runner
+from optiq.sandbox.runner import LAUNCHERS, _working
+
+SHORT = Policy(seconds=20, cpu_seconds=5)
+FOUND = {kind.name: (kind, kind.missing()) for kind in LAUNCHERS}
+
+
+@pytest.fixture(scope="module", params=FOUND)
+def runner(request: pytest.FixtureRequest) -> Runner:
+    kind, reason = FOUND[request.param]
+    if reason is None:
+        found, reason = _working(kind)
+        if found is not None:
+            return found
+    pytest.skip(f"{request.param} does not work here: {reason}")
+
+
+def run(runner: Runner, program: str, policy: Policy = SHORT) -> Outcome:
+    return runner.run(textwrap.dedent(program), policy)
+
+
+def refused(outcome: Outcome, *errors: str) -> None:
+    """The program ended by one of these exceptions, which it did not cause itself."""
+    assert outcome.code == 1, outcome
+    assert outcome.stderr.splitlines()[-1].startswith(errors), outcome.stderr
+
+
+def test_a_program_runs(runner: Runner) -> None:
+    found = runner.run("import sys\nprint(sys.stdin.read()[::-1])\nprint('so', file=sys.stderr)\nsys.exit(3)", stdin="olleh")
+    assert (found.code, found.stdout, found.stderr, found.stopped) == (3, "hello\n", "so\n", None)
+
+
+def test_an_error_shows_the_programs_own_lines(runner: Runner) -> None:
+    found = run(runner, "def f():\n    return 1 / 0\nf()")
+    assert found.code == 1 and found.stderr.splitlines()[1:3] == ['  File "program.py", line 3, in <module>', "    f()"]
+    assert "boot" not in found.stderr and "<string>" not in found.stderr
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user may read and write; pytest's own are their user's alone."""
+    with tempfile.TemporaryDirectory(prefix="optiq-shared-") as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+
+
+@pytest.fixture
+def secret() -> Iterator[Path]:
+    path = Path.home() / f".optiq-test-{os.getpid()}"
+    path.write_text("secret")
+    path.chmod(0o644)
+    yield path
+    path.unlink()
+
+
+def test_home_cannot_be_read(runner: Runner, secret: Path) -> None:
+    refused(run(runner, f"print(open({str(secret)!r}).read())"), "FileNotFoundError", "PermissionError")
+    refused(run(runner, f"import os\nprint(os.listdir({str(secret.parent)!r}))"), "FileNotFoundError", "PermissionError")
+
+
+def test_a_link_out_of_the_scratch_folder_leads_nowhere(runner: Runner, secret: Path) -> None:
+    program = f"""
+        import os
+        os.symlink({str(secret)!r}, "link")
+        os.symlink("/", "root")
+        for path in ("link", "root{secret}"):
+            try:
+                print(open(path).read())
+            except OSError:
+                print("nothing")
+        try:
+            os.link({str(secret)!r}, "hard")
+        except OSError:
+            print("nothing")
+    """
+    assert run(runner, program).stdout.split() == ["nothing"] * 3
+
+
+def test_files_of_others_cannot_be_written(runner: Runner, shared: Path) -> None:
+    program = """
+        import os, sys
+        for path in (os.__file__, "/usr/lib/new", sys.executable, "/etc/passwd", FOLDER + "/new"):
+            try:
+                open(path, "a").write("x")
+                print("wrote", path)
+            except OSError:
+                pass
+            try:
+                os.unlink(path)
+                print("removed", path)
+            except OSError:
+                pass
+    """
+    found = run(runner, program.replace("FOLDER", repr(str(shared))))
+    assert found.code == 0 and found.stdout == "" and list(shared.iterdir()) == []
+
+
+def test_only_named_folders_are_seen(runner: Runner, shared: Path) -> None:
+    given, other = shared / "given", shared / "other"
+    for folder in (given, other):
+        folder.mkdir()
+        (folder / "file").write_text("text")
+    policy = Policy(seconds=20, readable=(given,))
+    assert run(runner, f"print(open({str(given / 'file')!r}).read())", policy).stdout == "text\n"
+    refused(run(runner, f"open({str(given / 'file')!r}, 'a')", policy), "OSError", "PermissionError")
+    refused(run(runner, f"open({str(other / 'file')!r})", policy), "FileNotFoundError", "PermissionError")
+
+
+def test_a_writable_folder_keeps_what_was_written(runner: Runner, shared: Path) -> None:
+    found = run(runner, f"open({str(shared / 'new')!r}, 'w').write('kept')", Policy(seconds=20, writable=(shared,)))
+    assert found.code == 0 and (shared / "new").read_text() == "kept"
+
+
+def test_environments_cannot_be_read(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTIQ_TEST_KEY", "open-sesame")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        program = """
+            import glob, os
+            print(dict(os.environ))
+            for path in ("/proc/PID/environ", *glob.glob("/proc/[0-9]*/environ"), *glob.glob("/proc/[0-9]*/cmdline")):
+                try:
+                    print(open(path).read())
+                except OSError as error:
+                    pass
+        """
+        found = run(runner, program.replace("PID", str(other.pid)))
+        other.communicate(b"\n")
+    assert found.code == 0 and "open-sesame" not in found.stdout and "pytest" not in found.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+def test_sockets_of_this_machine_cannot_be_reached(runner: Runner, shared: Path) -> None:
+    places = [("AF_INET", ("127.0.0.1", 0)), ("AF_INET6", ("::1", 0)), ("AF_UNIX", f"\0optiq-{os.getpid()}")]
+    places.append(("AF_UNIX", str(shared / "socket")))
+    listening, targets = [], []
+    for family, address in places:
+        server = socket.socket(getattr(socket, family))
+        try:
+            server.bind(address)
+        except OSError:  # a machine without IPv6
+            continue
+        server.listen()
+        listening.append(server)
+        targets.append((family, server.getsockname()[:2] if family != "AF_UNIX" else address))
+        if address == places[-1][1]:
+            os.chmod(address, 0o777)
+    program = f"""
+        import socket
+        for family, address in {targets!r}:
+            try:
+                socket.socket(getattr(socket, family)).connect(address)
+                print("reached", address)
+            except OSError:
+                print("out of reach")
+    """
+    found = run(runner, program, Policy(seconds=20, readable=(shared,)))
+    assert found.stdout.split("\n")[:-1] == ["out of reach"] * len(targets), found
+    for server in listening:
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        server.close()
+
+
+def test_a_fork_bomb_ends(runner: Runner) -> None:
+    program = """
+        import os, threading, time
+        started = 0
+        try:
+            while True:
+                if os.fork() == 0:
+                    time.sleep(60)
+                    os._exit(0)
+                started += 1
+        except OSError:
+            print(started)
+    """
+    found = run(runner, program)
+    assert found.code == 0 and int(found.stdout) < SHORT.processes and found.seconds < 15
+    runs_away = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"
+    found = run(runner, runs_away, Policy(seconds=2, cpu_seconds=1))
+    assert found.stopped in ("time", "cpu")
+
+
+def test_memory_is_bounded(runner: Runner) -> None:
+    refused(run(runner, "bytearray(10 * 10**9)"), "MemoryError")
+    together = """
+        import os, time
+        for _ in range(6):
+            if os.fork() == 0:
+                held = b"x" * (300 << 20)
+                time.sleep(60)
+        time.sleep(60)
+    """
+    assert run(runner, together, Policy(seconds=30, memory_bytes=600 << 20)).stopped == "memory"
+
+
+def test_limits_cannot_be_raised(runner: Runner) -> None:
+    program = """
+        import resource
+        for name in ("RLIMIT_NPROC", "RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_FSIZE"):
+            try:
+                resource.setrlimit(getattr(resource, name), (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                print("raised", name)
+            except (ValueError, OSError):
+                pass
+    """
+    found = run(runner, program)
+    assert (found.code, found.stdout) == (0, ""), found
+
+
+def test_files_are_bounded(runner: Runner) -> None:
+    policy = Policy(seconds=20, file_bytes=4 << 20)
+    refused(run(runner, "open('big', 'wb').write(bytes(5 << 20))", policy), "OSError")
+    many = "for i in range(9):\n    open(f'{i}', 'wb').write(bytes(1 << 20))"
+    refused(run(runner, many, policy), "OSError: [Errno 28]")
+    shared = "for i in range(9):\n    open(f'/dev/shm/{i}', 'wb').write(bytes(1 << 20))"
+    refused(run(runner, shared, policy), "OSError", "PermissionError")
+
+
+def test_output_without_end_is_cut(runner: Runner) -> None:
+    found = run(runner, "import sys\nwhile True:\n    sys.stdout.write('x' * 65536)", Policy(seconds=20, output_bytes=100_000))
+    assert found.stopped == "output" and len(found.stdout) == 100_000
+    found = run(runner, "import sys\nwhile True:\n    sys.stderr.write('x' * 65536)", Policy(seconds=20, output_bytes=100_000))
+    assert found.stopped == "output" and len(found.stderr) == 100_000
+
+
+def test_time_is_bounded(runner: Runner) -> None:
+    assert run(runner, "import time\ntime.sleep(60)", Policy(seconds=1)).stopped == "time"
+    assert run(runner, "while True: pass", Policy(seconds=30, cpu_seconds=1)).stopped == "cpu"
+    deaf = "import signal\nfor s in (15, 2, 1, 24):\n    signal.signal(s, signal.SIG_IGN)\nwhile True: pass"
+    found = run(runner, deaf, Policy(seconds=10, cpu_seconds=1))
+    assert found.stopped or found.code == -9, found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="system calls of Linux")
+def test_system_calls_that_reach_out_are_refused(runner: Runner) -> None:
+    program = """
+        import ctypes, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        def call(name, *arguments):
+            print(name, getattr(libc, name)(*arguments), ctypes.get_errno())
+        call("ptrace", 16, os.getppid(), None, None)
+        call("unshare", 0x10000000)
+        call("mount", b"none", b"/tmp", b"tmpfs", 0, None)
+        call("umount2", b"/proc", 2)
+        call("chroot", b"/tmp")
+        call("process_vm_readv", os.getppid(), None, 0, None, 0, 0)
+        call("syscall", 425, 8, None)
+    """
+    found = run(runner, program)
+    assert found.code == 0, found
+    assert [line.split()[1:] for line in found.stdout.splitlines()] == [["-1", "1"]] * 7, found.stdout
+
+
+def test_processes_outside_cannot_be_signalled(runner: Runner) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        found = run(runner, f"import os\nos.kill({other.pid}, 9)")
+        assert other.poll() is None
+        other.communicate(b"\n")
+    refused(found, "ProcessLookupError", "PermissionError")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("stay", ["", "time.sleep(60)"])
+def test_nobody_survives_the_end(runner: Runner, stay: str) -> None:
+    mark = f"survivor-{os.getpid()}-{time.time_ns()}"
+    program = f"""
+        import os, sys, time
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                for descriptor in range(3):
+                    os.close(descriptor)
+                os.execv(sys.executable, [sys.executable, "-c", "import time; time.sleep(100)", {mark!r}])
+            os._exit(0)
+        time.sleep(0.5)
+        {stay}
+    """
+    started = run(runner, program, Policy(seconds=2))
+    assert started.stopped == ("time" if stay else None)
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if mark in _text(path)]
+    assert left == []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def test_nothing_is_left_behind(runner: Runner) -> None:
+    assert run(runner, "open('left', 'w').write('x')").code == 0
+    assert run(runner, "import os\nprint(os.listdir('.'))").stdout == "[]\n"
+    assert list(Path("/tmp").glob("optiq-sandbox-*")) == []
