@@ -8,15 +8,18 @@ import pytest
 
 import gold
 from optiq.evals.data import Data
+from optiq.evals.programs import Sandboxed
 from optiq.evals.tasks import TASKS
 from optiq.models.load import load_tokenizer
+from optiq.sandbox import runner
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_gold_and_corrupted_replies(name: str, shared: Path, tiny_model: Path, tmp_path: Path) -> None:
     data, task = Data(shared / "data" / "eval"), gold.task_of(name, shared, 8)
     for part, say in zip(("gold", "corrupted"), gold.scripts(shared)[name], strict=True):
-        result = gold.scored(task, say, data, load_tokenizer(tiny_model), tmp_path / part)
+        programs = Sandboxed(runner()) if task.runs_programs else None
+        result = gold.scored(task, say, data, load_tokenizer(tiny_model), tmp_path / part, programs)
         assert len(result.rows) >= 8 and sum(result.correct) == (len(result.rows) if part == "gold" else 0), part
 
 

@@ -1,8 +1,9 @@
 """Where the questions come from: a local directory, or their makers' repositories at pinned commits, checked by hash.
 
 The files are the makers' own JSON lines and CSV; the hub's copies of some of them are parquet, which would need a reader of its
-own. `FILES` pins each by commit and by the SHA-256 of its bytes, so that a download is either these bytes or an error. A
-directory given with `--data` is taken as it is; the report shows the hash of what was read beside the pinned one.
+own. They are small and fetched whole (`models/download.py` is for shards of gigabytes). `FILES` pins each by commit and by the
+SHA-256 of its bytes, so that a download is either these bytes or an error. A directory given with `--data` is taken as it is; the
+report shows the hash of what was read beside the pinned one.
 """
 
 from __future__ import annotations
