@@ -15,7 +15,7 @@ import peers
 from harness import Bar
 from storage import storage
 
-from optiq.measure.divergence import interval, ratio_interval
+from optiq.measure.bootstrap import interval, ratio_interval
 
 ARM = "uniform-4bit-g64"
 LEAST_GAIN = 3.0  # percent

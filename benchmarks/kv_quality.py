@@ -34,7 +34,7 @@ from optiq.kv import sensitivity
 from optiq.kv.recipe import Recipe, preset
 from optiq.kv.rows import Statistics
 from optiq.kv.sensitivity import LayerDamage
-from optiq.measure.divergence import interval, ratio_interval
+from optiq.measure.bootstrap import interval, ratio_interval
 from optiq.models.parts import Parts
 
 LENGTHS = (512, 2048)

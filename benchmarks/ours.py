@@ -89,11 +89,11 @@ def divergence(candidate: Path, tokens: Tokens) -> measure.Divergence:
     path = WORK / "kl" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
     if path.exists():
         kept = np.load(path)
-        return measure.Divergence(kept["kl"], kept["same"], tokens.domains)
+        return measure.Divergence(kept["kl"], tuple(kept["tops"]), tuple(kept["losses"]), tokens.domains)
     path.parent.mkdir(parents=True, exist_ok=True)
     kept_reference = WORK / "kl" / sources_digest(MEASURING)[:16]
     found = measure.divergence(harness.MODEL, candidate, tokens, work=kept_reference)
-    np.savez_compressed(path, kl=found.kl, same=found.same)
+    np.savez_compressed(path, kl=found.kl, tops=found.tops, losses=found.losses)
     return found
 
 

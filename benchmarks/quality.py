@@ -25,7 +25,8 @@ from harness import Bar
 from picture import draw
 from storage import Storage, storage
 
-from optiq.measure.divergence import Divergence, interval, ratio_interval
+from optiq.measure.bootstrap import interval, ratio_interval
+from optiq.measure.divergence import Divergence
 from optiq.measure.tokens import Tokens
 
 UNIFORM_UP_TO_45 = 0.35  # bars of KL(ours) / KL(arm), by the arm's kind and bits per weight

@@ -27,7 +27,7 @@ HEAD = """\
 to stdout and progress to stderr. Exit codes: 0 done, 2 something that the user can mend, 1 a bug, 130 interrupted, 143
 terminated. [Converting a model](guides/convert.md) explains `optiq convert` and `optiq plan` at length,
 [generating text](guides/generate.md) `optiq generate` and `optiq bench`, [fine-tuning](guides/fine-tuning.md) `optiq lora`,
-[evaluating a model](guides/evaluation.md) `optiq eval`.
+[evaluating a model](guides/evaluation.md) `optiq eval` and `optiq compare`.
 """
 
 

@@ -152,6 +152,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quality": quality,
     "cpu": rows("cpu"),
     "engine": rows("engine"),
+    "evals": rows("evals"),
     "bars": bars,
     "tree": tree,
 }

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from optiq import sandbox
 from optiq.cli.main import main
+from optiq.errors import ResourceError
 
 
 def test_two_models_end_to_end(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +39,19 @@ def test_bad_arguments_are_one_line(words: list[str], message: str, capsys: pyte
     assert main(["eval", "/no/model", *words]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_programs_are_refused_where_nothing_isolates_them(
+    tiny_model: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def refuse(*, unsafe: bool = False) -> None:
+        asked.append(unsafe)
+        raise ResourceError("no isolation here")
+
+    monkeypatch.setattr(sandbox, "runner", refuse)
+    words = ["eval", str(tiny_model), "--data", str(shared / "data" / "eval"), "-o", str(tmp_path / "out"), "--events", "quiet"]
+    assert main([*words, "--tasks", "humaneval"]) == 2 and "no isolation here" in capsys.readouterr().err
+    assert main([*words, "--tasks", "humaneval", "--unsafe-no-sandbox"]) == 2 and asked == [False, True]
+    assert not (tmp_path / "out").exists()

@@ -81,6 +81,14 @@ def test_the_name_of_a_variable_may_stand_for_a_value_where_the_answer_says_so()
     assert problem({"limits": "bounds"}, schema, {"limits": [[1.0]]}) is not None
 
 
+def test_a_possible_answer_that_is_no_string_where_the_schema_wants_one_may_be_its_text() -> None:
+    schema = {"properties": {"venue": {"type": "string"}, "on": {"type": "boolean"}}}
+    for venue in (True, "True", "true"):
+        assert problem({"venue": venue}, schema, {"venue": ["", True], "on": [""]}) is None
+    assert problem({"venue": "False"}, schema, {"venue": ["", True], "on": [""]}) is not None
+    assert problem({"on": "True"}, schema, {"venue": [""], "on": [True]}) is not None
+
+
 def test_all_gold_calls_are_right_and_corrupted_ones_wrong(shared: Path) -> None:
     task = Bfcl(count=0)
     samples = task.samples(Data(shared / "data" / "eval"))

@@ -58,7 +58,7 @@ def test_the_last_whole_word_of_the_reply_counts() -> None:
 
 
 def test_impossible_options_are_one_line() -> None:
-    with pytest.raises(InputError, match=r"hashhop\.characters is 50, expected at least 144"):
+    with pytest.raises(InputError, match=r"hashhop\.characters is 50, expected at least 144, or 0"):
         HashHop(characters=50).samples(Data())
     with pytest.raises(InputError, match=r"hashhop\.hops is \(0,\)"):
         HashHop(hops=(0,)).samples(Data())

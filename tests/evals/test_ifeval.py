@@ -91,6 +91,10 @@ def test_all_25_kinds_are_there_and_an_unknown_one_never_passes() -> None:
         ("It costs 3.50 dollars. J. Doe paid.", 2),
         ("We met in section o. Let's go at 5 p.m. Then we sleep.", 3),
         ("First line\nsecond line. Third!", 2),
+        ("**It is zero.**\n\n*Why? Because", 3),
+        ('{"a": "Comfort!",\n "b": "Fine." }', 3),
+        ("He called it “odd.” Then he left ", 2),
+        ("!?! KRAS is a gene. !?! So", 6),
     ],
 )
 def test_sentences(text: str, count: int) -> None:

@@ -22,12 +22,16 @@ from optiq.evals.task import Answer, Call, Sample, Verdict
 
 def _result(task: str, correct: list[bool]) -> Result:
     head = {"task": task, "options": {"count": len(correct)}, "data": [{"name": "d", "sha256": "0" * 64, "licence": "MIT"}]}
-    rows = [Row(f"{task}/{n}", Answer(""), Verdict(right, {"part": "all"})) for n, right in enumerate(correct)]
+    rows = [
+        Row(f"{task}/{n}", Answer(""), Verdict(right, {"part": "all"} | ({"note": "short"} if n < 3 else {})))
+        for n, right in enumerate(correct)
+    ]
     return Result(head, tuple(rows))
 
 
 def _report() -> Report:
     far = {"kl": {"mean": 0.02, "ci95": [0.01, 0.03], "by_domain": {"code": 0.01, "prose": 0.03}}, "perplexity": 12.5}
+    far["kl_long"] = {"mean": 0.05, "ci95": [0.04, 0.06]}
     worse = {"a": _result("a", [False] * 20 + [True] * 20), "b": _result("b", [True, False] * 10)}
     base = {"a": _result("a", [True] * 40), "b": _result("b", [True, True] + [True, False] * 9)}
     return Report((Model("ours <4>", worse, 5_000_000, 4.5, far), Model("base", base, 20_000_000)), ("a", "b", "c"))
@@ -37,7 +41,12 @@ def test_findings_stand_in_the_text_and_in_the_data() -> None:
     text, data = markdown(_report()), _report().as_json()
     assert "| a | 40 | 50.0 (35.2 to 64.8) | 100.0" in text and ": worse |" in text and ": no difference shown |" in text
     assert "capability (mean of 2 of 3)" in text and re.search(r"\| size \|  \| 5[.0]* MB \| 20[.0]* MB \|", text)
-    assert "0.0200 (0.0100 to 0.0300)" in text and "a, ours <4>: 0 gained; 20 lost (a/0, a/1," in text
+    assert (
+        "| 0.0500 (0.0400 to 0.0600) | - |" in text
+        and "0.0200 (0.0100 to 0.0300)" in text
+        and "a, ours <4>: 0 gained; 20 lost (a/0, a/1," in text
+    )
+    assert data["models"][0]["tasks"]["a"]["notes"] == {"short": 3} and "; 3 samples: short" in text
     assert data["missing_tasks"] == ["c"] and data["baseline"] == "base"
     assert data["paired"]["ours <4>"]["a"]["finding"] == "worse"
     assert data["paired"]["ours <4>"]["b"]["finding"] == "no difference shown"

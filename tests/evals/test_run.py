@@ -13,7 +13,8 @@ from answers import Scripted
 from optiq.errors import FormatError, InputError
 from optiq.evals import run as runs
 from optiq.evals.data import Data
-from optiq.evals.generator import Settings, open_generator
+from optiq.evals.generator import open_generator
+from optiq.evals.prompts import Settings
 from optiq.evals.task import Answer, Call, Sample, Verdict, deviations
 from optiq.evals.tasks.gsm8k import Gsm8k
 
@@ -84,8 +85,8 @@ def test_the_engine_gives_the_same_file_whatever_its_batch_size(tiny_model: Path
 
 def test_thinking_and_choices(tiny_model: Path) -> None:
     generator = open_generator(str(tiny_model), Settings(thinking=True, thinking_tokens=7))
-    asked, _ = generator.request(Gsm8k(count=1, max_tokens=5).samples(_One())[0])
-    closed, _ = open_generator(str(tiny_model), Settings()).request(Gsm8k(count=1, max_tokens=5).samples(_One())[0])
+    asked, _ = generator.prompts.request(Gsm8k(count=1, max_tokens=5).samples(_One())[0])
+    closed, _ = open_generator(str(tiny_model), Settings()).prompts.request(Gsm8k(count=1, max_tokens=5).samples(_One())[0])
     assert (asked.max_tokens, closed.max_tokens) == (12, 5) and asked.prompt != closed.prompt
     chosen = Sample("c", 0, text="The capital of France is", choices=(" A", " B", " C", " D"))
     ((_, answer),) = generator.answers([chosen])

@@ -11,8 +11,9 @@ import pytest
 from scipy.special import log_softmax
 
 import random_models
+from optiq.errors import InputError
 from optiq.measure import walk
-from optiq.measure.divergence import divergence, interval, kl, ratio_interval
+from optiq.measure.divergence import divergence, kl
 from optiq.measure.tokens import Tokens
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.stream import Stream
@@ -53,6 +54,11 @@ def test_it_is_numpys_kl_of_the_whole_models(checkpoint: Checkpoint, other: Chec
     expected = (np.exp(p) * (p - q)).sum(-1)
     np.testing.assert_allclose(found.kl, expected, rtol=2e-2, atol=1e-5)
     assert (found.same == (p.argmax(-1) == q.argmax(-1))).mean() > 0.98
+    assert np.array_equal(found.tops[0], p.argmax(-1))
+    for logprob, losses in zip((p, q), found.losses, strict=True):
+        np.testing.assert_allclose(
+            losses, -np.take_along_axis(logprob[:, :-1], IDS[:, 1:, None], -1)[..., 0], rtol=1e-2, atol=1e-3
+        )
     summary = found.summary()
     assert summary["mean"] == found.mean == pytest.approx(expected.mean(), rel=1e-2)
     assert summary["documents"] == 6 and summary["tokens"] == 120
@@ -89,17 +95,6 @@ def test_kl_of_large_logits_is_finite() -> None:
     assert float(value[0, 0]) == pytest.approx(600.0) and not bool(same[0, 0])
 
 
-def test_intervals() -> None:
-    rows = np.random.default_rng(0).exponential(1.0, 200)
-    low, high = interval(rows)
-    assert low < rows.mean() < high and high - low == pytest.approx(4 * rows.std() / np.sqrt(200), rel=0.2)
-    assert interval(np.full(10, 0.5)) == [0.5, 0.5]
-
-
-def test_ratios_are_paired() -> None:
-    theirs = np.random.default_rng(1).exponential(1.0, (100, 30))
-    low, high = ratio_interval(0.5 * theirs, theirs)
-    assert low == pytest.approx(0.5) and high == pytest.approx(0.5)
-    ours = 0.5 * np.random.default_rng(2).permuted(theirs, axis=0)
-    low, high = ratio_interval(ours, theirs)
-    assert low < 0.5 < high < 0.7
+def test_models_of_other_vocabularies_are_refused(checkpoint: Checkpoint, tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(InputError, match=r"the vocabulary of .* has \d+ tokens and that of .* 128; a divergence is between"):
+        divergence(checkpoint, tiny_model, TOKENS)

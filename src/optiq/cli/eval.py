@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from optiq.events import Events
 
 if TYPE_CHECKING:
+    from optiq.evals.prompts import Settings
     from optiq.evals.report import Model, Report
-    from optiq.evals.task import Task
+    from optiq.evals.task import Programs, Task
 
 EXAMPLE = """\
 examples:
@@ -46,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", default="evals", metavar="DIR", help="where results go, and where a stopped run goes on"
     )
     parser.add_argument("--fresh", action="store_true", help="forget results of other models or options in the output directory")
+    parser.add_argument(
+        "--unsafe-no-sandbox", action="store_true", help="run programs that the model writes even where nothing isolates them"
+    )
     add_cache_arguments(parser)
 
 
@@ -60,8 +64,10 @@ def run(args: argparse.Namespace, events: Events) -> int:
     tasks, data, out = chosen(args), Data(args.data), Path(args.output)
     for task in tasks:
         task.samples(data)  # what is missing is said before a model is loaded
+    programs = _programs(args, tasks)
     sides = [(args.model, "model")] + ([(args.baseline, "baseline")] if args.baseline else [])
-    models = tuple(_evaluated(args, name, out / part, tasks, data, events) for name, part in sides)
+    tasks = _fitted(args, [model for model, _ in sides], tasks, events)
+    models = tuple(_evaluated(args, name, out / part, tasks, data, programs, events) for name, part in sides)
     whole = report.Report(models, TASKS.names())
     _write(whole, out)
     if args.card:
@@ -124,11 +130,56 @@ def chosen(args: argparse.Namespace) -> list[Task]:
     return list(tasks.values())
 
 
-def _evaluated(args: argparse.Namespace, model: str, folder: Path, tasks: list[Task], data: Any, events: Events) -> Model:
-    """Run the tasks of one model."""
+def _fitted(args: argparse.Namespace, models: list[str], tasks: list[Task], events: Events) -> list[Task]:
+    """The tasks with questions that all models take; what is changed is said."""
+    from optiq.errors import InputError
+    from optiq.evals.prompts import all_take, open_prompts
+    from optiq.evals.task import Fitting, options
+    from optiq.models.hub import resolve
+
+    if args.served:
+        if any(getattr(task, "characters", 1) == 0 for task in tasks):
+            raise InputError("hashhop.characters is 0 (as many as the model takes), which a server does not tell; give a number")
+        return tasks
+    takes = all_take([open_prompts(resolve(model, events=events), _settings(args)) for model in models])
+    found: list[Task] = []
+    for task in tasks:
+        fitted = task.fitted(takes) if isinstance(task, Fitting) else task
+        if fitted != task:
+            before, after = options(task), options(fitted)
+            changed = ", ".join(f"{name} {after[name]} for {before[name]}" for name in after if after[name] != before[name])
+            events.info(f"{task.name}: {changed}, which is what the context takes")
+        found.append(fitted)
+    return found
+
+
+def _settings(args: argparse.Namespace) -> Settings:
     from optiq.cli.caches import cache_maker
+    from optiq.evals.prompts import Settings
+
+    return Settings(thinking=args.thinking, caches=cache_maker(args))
+
+
+def _programs(args: argparse.Namespace, tasks: list[Task]) -> Programs | None:
+    """What runs programs that a model writes; None where no task has such.
+
+    Raises:
+        OptiqError: nothing isolates programs here.
+    """
+    if not any(task.runs_programs for task in tasks):
+        return None
+    from optiq.evals.programs import Sandboxed
+    from optiq.sandbox import runner
+
+    return Sandboxed(runner(unsafe=args.unsafe_no_sandbox))
+
+
+def _evaluated(
+    args: argparse.Namespace, model: str, folder: Path, tasks: list[Task], data: Any, programs: Programs | None, events: Events
+) -> Model:
+    """Run the tasks of one model."""
     from optiq.evals import fidelity
-    from optiq.evals.generator import Settings, open_generator
+    from optiq.evals.generator import open_generator
     from optiq.evals.report import Model
     from optiq.evals.run import run as run_task
     from optiq.evals.served import ServedGenerator
@@ -140,15 +191,17 @@ def _evaluated(args: argparse.Namespace, model: str, folder: Path, tasks: list[T
     if args.served:
         about: dict[str, Any] = {"served": args.served, "model": model, "thinking": args.thinking}
         served = ServedGenerator(args.served, model, args.thinking, rows=args.rows)
-        return Model(model, {task.name: run_task(task, data, served, folder, about, args.fresh, events) for task in tasks})
+        return Model(
+            model, {task.name: run_task(task, data, served, folder, about, args.fresh, events, programs) for task in tasks}
+        )
     path = resolve(model, events=events)
     about = {
         "model": model_key(Checkpoint.open(path)),
         "thinking": args.thinking,
         "caches": [args.kv_bits, args.kv_scheme, args.kv_config],
     }
-    generator = open_generator(str(path), Settings(thinking=args.thinking, caches=cache_maker(args)), args.rows)
-    results = {task.name: run_task(task, data, generator, folder, about, args.fresh, events) for task in tasks}
+    generator = open_generator(str(path), _settings(args), args.rows)
+    results = {task.name: run_task(task, data, generator, folder, about, args.fresh, events, programs) for task in tasks}
     facts = inspect(path)
     far = None
     if args.reference:

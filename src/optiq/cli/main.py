@@ -38,6 +38,7 @@ COMMANDS.add("generate", ("optiq.cli.generate", "write text with a model: one re
 COMMANDS.add("serve", ("optiq.cli.serve", "serve a model to OpenAI's and Anthropic's clients"))
 COMMANDS.add("bench", ("optiq.cli.bench", "measure how fast a model reads and writes on this machine"))
 COMMANDS.add("eval", ("optiq.cli.eval", "score a model on six tasks, with intervals and paired tests"))
+COMMANDS.add("compare", ("optiq.cli.compare", "put models beside one of them: size, divergence, texts, flips"))
 COMMANDS.add("inspect", ("optiq.cli.inspect", "show the bits and bytes of a model directory"))
 COMMANDS.add("models", ("optiq.cli.models", "show the reference models, and which of them fit this machine"))
 COMMANDS.add("pull", ("optiq.cli.pull", "download a model, with progress and resume"))

@@ -1,19 +1,22 @@
 """Where the questions come from: a local directory, or their makers' repositories at pinned commits, checked by hash.
 
 The files are the makers' own JSON lines and CSV; the hub's copies of some of them are parquet, which would need a reader of its
-own. `FILES` pins each by commit and by the SHA-256 of its bytes, so that a download is either these bytes or an error. A
-directory given with `--data` is taken as it is; the report shows the hash of what was read beside the pinned one.
+own. They are small and fetched whole (`models/download.py` is for shards of gigabytes). `FILES` pins each by commit and by the
+SHA-256 of its bytes, so that a download is either these bytes or an error. A directory given with `--data` is taken as it is; the
+report shows the hash of what was read beside the pinned one.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -60,16 +63,23 @@ FILES: Mapping[str, File] = {
         "Apache-2.0",
         "67ffeee0fcb87c317c5b08a2de85557b4a7e96ada6178aa645b4954fe4b53d49",
     ),
+    "humaneval/HumanEval.jsonl.gz": File(
+        "openai/human-eval",
+        "6d43fb980f9fee3c892a914eda09951f772ad10d",
+        "data/HumanEval.jsonl.gz",
+        "MIT",
+        "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+    ),
     "bfcl_v3/BFCL_v3_simple.json": File(
         "ShishirPatil/gorilla",
-        "cd9429ccf3d4",
+        "cd9429ccf3d4d04156affe883c495b3b047e6b64",
         "berkeley-function-call-leaderboard/bfcl_eval/data/BFCL_v3_simple.json",
         "Apache-2.0",
         "fbc37b2ad252bf9af985582e0e07b456173fe627d957491472ea9cef5fb83158",
     ),
     "bfcl_v3/possible_answer/BFCL_v3_simple.json": File(
         "ShishirPatil/gorilla",
-        "cd9429ccf3d4",
+        "cd9429ccf3d4d04156affe883c495b3b047e6b64",
         "berkeley-function-call-leaderboard/bfcl_eval/data/possible_answer/BFCL_v3_simple.json",
         "Apache-2.0",
         "2911a2bc00df82c4f999ffa64fedb0164cb88e96212ffa5972087eb91fd496ee",
@@ -119,9 +129,13 @@ class Data:
         return found
 
     def jsonl(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a JSON-lines file."""
-        rows = []
-        for number, line in enumerate(self.content(name).decode("utf-8").split("\n"), 1):
+        """The objects of a JSON-lines file; one whose name ends in `.gz` is unpacked."""
+        content, rows = self.content(name), []
+        try:
+            text = (gzip.decompress(content) if name.endswith(".gz") else content).decode("utf-8")
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise FormatError(f"{name} is damaged ({error}); download it again") from error
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
                     rows.append(json.loads(line))

@@ -10,22 +10,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from optiq.errors import InputError
 from optiq.events import QUIET, Events
-from optiq.kernels import loss
-from optiq.measure import divergence, text, walk
-from optiq.measure.hidden import HiddenStore
+from optiq.measure import divergence, text
 from optiq.measure.tokens import Tokens, tokenise
 from optiq.models.chat import load_tokenizer
-from optiq.models.checkpoint import Checkpoint
 from optiq.models.generation import context_length
-from optiq.models.stream import Stream
 
 SHORT, LONG = 512, 2048
 
@@ -57,13 +51,15 @@ def measure(reference: Path, candidate: Path, rows: int, events: Events = QUIET)
         `reference_perplexity`, and by domain.
     """
     short = score_text(reference, SHORT, rows)
-    found: dict[str, Any] = {"kl": divergence.divergence(reference, candidate, short, events).summary(), "kl_long": None}
-    losses = {name: nll(path, short, events) for name, path in (("candidate", candidate), ("reference", reference))}
-    found["perplexity"] = perplexity(losses["candidate"])
-    found["reference_perplexity"] = perplexity(losses["reference"])
-    domains = np.array(short.domains)
-    found["perplexity_by_domain"] = {
-        name: perplexity(losses["candidate"][domains == name]) for name in dict.fromkeys(short.domains)
+    far = divergence.divergence(reference, candidate, short, events)
+    theirs, ours = far.losses
+    domains = np.array(far.domains)
+    found: dict[str, Any] = {
+        "kl": far.summary(),
+        "kl_long": None,
+        "perplexity": perplexity(ours),
+        "reference_perplexity": perplexity(theirs),
+        "perplexity_by_domain": {name: perplexity(ours[domains == name]) for name in dict.fromkeys(far.domains)},
     }
     context = context_length(reference)
     if context is None or context >= LONG:
@@ -72,23 +68,6 @@ def measure(reference: Path, candidate: Path, rows: int, events: Events = QUIET)
         except InputError:
             return found
         found["kl_long"] = divergence.divergence(reference, candidate, long, events).summary()
-    return found
-
-
-def nll(model: Path, tokens: Tokens, events: Events = QUIET) -> np.ndarray:
-    """Negative log-likelihood in nats of every token but the first of each row, [N, L - 1]."""
-    stream, ids = Stream(Checkpoint.open(model)), tokens.ids
-    found = np.zeros((len(ids), ids.shape[1] - 1))
-    with TemporaryDirectory() as scratch:
-        store = HiddenStore(Path(scratch))
-        walk.forward(stream, ids, store, events, keep=False, label=f"perplexity on {tokens.set_name}")
-        for a, b, left, right in walk.slices(stream, ids, walk.vocabulary_size(stream)):
-            right = min(right, ids.shape[1] - 1)
-            if left >= right:
-                continue
-            hidden = store.rows(str(stream.depth), a, b)[:, left:right]
-            logits = stream.tail(hidden, mx.array(ids[a:b, left:right]))
-            found[a:b, left:right] = np.array(loss.cross_entropy(logits, mx.array(ids[a:b, left + 1 : right + 1])))
     return found
 
 

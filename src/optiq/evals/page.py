@@ -7,6 +7,7 @@ measured is left out.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 from optiq.evals.report import Report, markdown, rows
@@ -41,12 +42,13 @@ def _scores(report: Report) -> str:
     shown = [model for model in report.models if model.bytes]
     if not shown:
         return ""
-    most = 1.15 * max(model.bytes or 0 for model in shown)
-    parts = [_axes("capability score over size", [0.0, 0.25, 0.5, 0.75, 1.0], 1.0, "{:.0%}")]
+    widest = 1.15 * max(model.bytes or 0 for model in shown)
+    most = math.ceil(10 * max(model.capability.high for model in shown)) / 10
+    parts = [_axes("capability score over size", [0.0, most / 2, most], most, "{:.0%}")]
     for number, model in enumerate(shown):
         score, colour = model.capability, COLOURS[number % len(COLOURS)]
-        x = LEFT + (WIDTH - LEFT - 20) * (model.bytes or 0) / most
-        low, at, high = (_y(value, 1.0) for value in (score.low, score.value, score.high))
+        x = LEFT + (WIDTH - LEFT - 20) * (model.bytes or 0) / widest
+        low, at, high = (_y(value, most) for value in (score.low, score.value, score.high))
         label = html.escape(f"{model.label}, {size_text(model.bytes or 0)}")
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-width="2"/>'
@@ -77,8 +79,9 @@ def _flips(report: Report) -> str:
 
 
 def _bars(title: str, names: Sequence[str], series: Sequence[Sequence[float]], labels: Sequence[str], form: str) -> str:
-    most = max((value for values in series for value in values), default=0.0) or 1.0
-    parts = [_axes(title, [0.0, most / 2, most], most, form)]
+    most = _round_up(max((value for values in series for value in values), default=0.0) or 1.0)
+    halves = [most / 2] if form.format(most / 2) != form.format(0) and float(form.format(most / 2)) == most / 2 else []
+    parts = [_axes(title, [0.0, *halves, most], most, form), _legend(labels)]
     group = (WIDTH - LEFT - 20) / len(names)
     wide = 0.7 * group / len(series)
     for number, values in enumerate(series):
@@ -87,12 +90,22 @@ def _bars(title: str, names: Sequence[str], series: Sequence[Sequence[float]], l
             x, y = LEFT + group * (at + 0.15) + wide * number, _y(value, most)
             tall = HEIGHT - BOTTOM - y
             parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall:.1f}" fill="{colour}"/>')
-        legend = html.escape(labels[number])
-        parts.append(f'<text x="{WIDTH - 20}" y="{38 + 16 * number}" text-anchor="end" fill="{colour}">{legend}</text>')
     for at, name in enumerate(names):
         x = LEFT + group * (at + 0.5)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{html.escape(name)}</text>')
     return _svg(parts)
+
+
+def _legend(labels: Sequence[str]) -> str:
+    """The names of the series in their colours, on the title's line."""
+    names = [f'<tspan fill="{COLOURS[n % len(COLOURS)]}">{html.escape(label)}</tspan>' for n, label in enumerate(labels)]
+    return f'<text x="{WIDTH - 20}" y="18" text-anchor="end">{" &#183; ".join(names)}</text>'
+
+
+def _round_up(value: float) -> float:
+    """The next number of one digit, or of two that end in 5."""
+    unit = 10.0 ** math.floor(math.log10(value))
+    return next(step * unit for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * unit >= value * (1 - 1e-9))
 
 
 def _axes(title: str, ticks: Sequence[float], most: float, form: str) -> str:

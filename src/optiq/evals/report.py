@@ -5,7 +5,8 @@ Size stands beside the score as an axis of its own and is never folded into it. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from optiq.evals.statistics import Paired, Score
 from optiq.files import size_text
 
 SCHEMA = 1
+FEW = 3  # files that are named one by one
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,12 @@ class Report:
 
 def about(result: Result) -> dict[str, Any]:
     """What a report says of how a task was run, and the task's own shares (loose verdicts, hops)."""
-    return {"options": dict(result.header["options"]), "data": list(result.header["data"]), "parts": parts(result)}
+    return {
+        "options": dict(result.header["options"]),
+        "data": list(result.header["data"]),
+        "parts": parts(result),
+        "notes": notes(result),
+    }
 
 
 def parts(result: Result) -> dict[str, float]:
@@ -123,6 +130,11 @@ def parts(result: Result) -> dict[str, float]:
         for name, value in row.verdict.details.get("also", {}).items():
             groups.setdefault(name, []).append(bool(value))
     return {name: sum(values) / len(values) for name, values in groups.items()}
+
+
+def notes(result: Result) -> dict[str, int]:
+    """How many samples a task notes something of that differs from its protocol (`details["note"]`)."""
+    return dict(Counter(row.verdict.details["note"] for row in result.rows if "note" in row.verdict.details))
 
 
 def rows(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -141,7 +153,9 @@ def rows(report: Report) -> tuple[list[str], list[list[str]]]:
     lines.append(["size", "", *(size_text(m.bytes) if m.bytes else "-" for m in report.models), *rest])
     lines.append(["bits per weight", "", *(f"{m.bpw:.3f}" if m.bpw else "-" for m in report.models), *rest])
     if any(model.fidelity for model in report.models):
-        lines.append(["KL to bf16, nats", "", *(_kl(model) for model in report.models), *rest])
+        lines.append(["KL to bf16, nats", "", *(_kl(model, "kl") for model in report.models), *rest])
+        if any((model.fidelity or {}).get("kl_long") for model in report.models):
+            lines.append(["KL to bf16, long texts", "", *(_kl(model, "kl_long") for model in report.models), *rest])
         lines.append(["perplexity", "", *(_perplexity(model) for model in report.models), *rest])
     return head, lines
 
@@ -191,17 +205,33 @@ def _flips(pair: Paired) -> str:
 
 def _protocol(result: Result) -> str:
     chosen = ", ".join(f"{name} {value}" for name, value in result.header["options"].items())
-    sources = ", ".join(
-        f"{row['name']} ({row.get('licence', 'own data')}, {row['sha256'][:12]})" for row in result.header["data"]
-    )
-    return f"{chosen}{f'; data {sources}' if sources else ''}"
+    sources = "; ".join(_sources(result.header["data"]))
+    noted = "".join(f"; {count} samples: {note}" for note, count in notes(result).items())
+    return f"{chosen}{f'; data {sources}' if sources else ''}{noted}"
 
 
-def _kl(model: Model) -> str:
-    if model.fidelity is None:
+def _sources(data: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where a task's files came from, with licences and hashes; of many of one source their number (JSON has all hashes)."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in data:
+        groups.setdefault(row.get("source", "own data"), []).append(row)
+    found = []
+    for source, rows in groups.items():
+        files = f"{len(rows)} files" if len(rows) > FEW else ", ".join(f"{row['name']} {row['sha256'][:12]}" for row in rows)
+        other = sum(not row.get("pinned", True) for row in rows)
+        found.append(
+            f"{files} of {source}, {rows[0].get('licence', 'no licence known')}"
+            + (f", {other} with other bytes" if other else "")
+        )
+    return found
+
+
+def _kl(model: Model, name: str) -> str:
+    found = (model.fidelity or {}).get(name)
+    if found is None:
         return "-"
-    low, high = model.fidelity["kl"]["ci95"]
-    return f"{model.fidelity['kl']['mean']:.4f} ({low:.4f} to {high:.4f})"
+    low, high = found["ci95"]
+    return f"{found['mean']:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _perplexity(model: Model) -> str:

@@ -21,7 +21,7 @@ from optiq import files
 from optiq.errors import FormatError, InputError
 from optiq.evals.data import Data
 from optiq.evals.generator import Generator
-from optiq.evals.task import Answer, Call, Sample, Task, Verdict, options
+from optiq.evals.task import Answer, Call, Programs, Sample, Task, Verdict, options
 from optiq.events import QUIET, Events
 
 SCHEMA = 1
@@ -86,6 +86,7 @@ def run(
     about: Mapping[str, Any],
     fresh: bool = False,
     events: Events = QUIET,
+    programs: Programs | None = None,
 ) -> Result:
     """Answer and judge all samples of a task; work that is on the disk is not done again.
 
@@ -97,6 +98,7 @@ def run(
         about: what else decides the answers (model, thinking, caches); goes into the header.
         fresh: forget results of another header instead of refusing.
         events: where progress goes.
+        programs: what runs programs that a model wrote; needed where the task has such.
 
     Raises:
         InputError: the folder holds results of another run, or there is nothing to ask.
@@ -116,7 +118,7 @@ def run(
         with part.open("a", encoding="utf-8") as file, events.stage(f"{task.name}", len(samples), "samples") as stage:
             stage.advance(len(samples) - len(missing))
             for sample, answer in generator.answers(missing):
-                row = Row(sample.id, answer, task.score(sample, answer))
+                row = Row(sample.id, answer, judge(task, sample, answer, programs))
                 done[sample.id] = row
                 file.write(_line(row.as_json()))
                 file.flush()
@@ -126,6 +128,20 @@ def run(
         files.write_text(whole, "".join([_line(head), *(_line(row.as_json()) for row in result.rows)]))
         part.unlink(missing_ok=True)
     return result
+
+
+def judge(task: Task, sample: Sample, answer: Answer, programs: Programs | None = None) -> Verdict:
+    """The verdict on an answer, after its program has run where that decides.
+
+    Raises:
+        InputError: a program decides, and nothing is there to run it.
+    """
+    found = task.score(sample, answer)
+    if isinstance(found, Verdict):
+        return found
+    if programs is None:
+        raise InputError(f"task {task.name} runs programs that a model wrote, and no sandbox was given; give `programs`")
+    return found.verdict(programs.run(found))
 
 
 def header(task: Task, data: Data, samples: list[Sample], about: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A score is a share of right answers among N independent samples. Two models answer the same samples and are compared in pairs:
 McNemar's exact test on the samples that one answers and the other does not, and a bootstrap over pairs for the size of the
-difference. Intervals are of 95 %.
+difference (fixed seed, resampled within each task). Intervals are of 95 %.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from optiq.measure.bootstrap import interval
 
 Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 ALPHA = 0.05
@@ -112,7 +114,7 @@ def compare(candidate: Mapping[str, bool], baseline: Mapping[str, bool]) -> Pair
     lost = tuple(name for name in ids if baseline[name] and not candidate[name])
     if not ids:
         raise ValueError("no sample was answered by both")
-    low, high = _bootstrap([_differences(candidate, baseline, ids)])
+    low, high = interval(_differences(candidate, baseline, ids), resamples=RESAMPLES)
     p = mcnemar(len(gained), len(lost))
     return Paired((len(gained) - len(lost)) / len(ids), low, high, p, gained, lost, p < ALPHA)
 
@@ -127,29 +129,13 @@ def compare_means(candidate: Sequence[Mapping[str, bool]], baseline: Sequence[Ma
         per_task.append(_differences(ours, theirs, ids))
         gained += [name for name in ids if ours[name] and not theirs[name]]
         lost += [name for name in ids if theirs[name] and not ours[name]]
-    low, high = _bootstrap(per_task)
+    low, high = interval(*per_task, resamples=RESAMPLES)
     mean = float(np.mean([values.mean() for values in per_task]))
     return Paired(mean, low, high, None, tuple(gained), tuple(lost), low > 0 or high < 0)
 
 
 def _differences(candidate: Mapping[str, bool], baseline: Mapping[str, bool], ids: Sequence[str]) -> np.ndarray:
     return np.array([int(candidate[name]) - int(baseline[name]) for name in ids], np.int8)
-
-
-def _bootstrap(per_task: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Percentile interval of the mean over tasks of mean differences, resampled within each task; fixed seed.
-
-    A task's sum is drawn as counts of -1, 0 and +1 (multinomial), which is the same as drawing its pairs one by one.
-    """
-    rng = np.random.default_rng(0)
-    total = np.zeros(RESAMPLES)
-    for values in per_task:
-        n = len(values)
-        shares = [np.mean(values == sign) for sign in (-1, 0, 1)]
-        counts = rng.multinomial(n, shares, RESAMPLES)
-        total += (counts[:, 2] - counts[:, 0]) / n
-    low, high = np.percentile(total / len(per_task), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _log_tail(n: int, most: int) -> float:

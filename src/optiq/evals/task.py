@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from optiq.errors import InputError
 
@@ -32,6 +33,7 @@ class Sample:
         gold: what the scorer compares with.
         messages: a chat, to be written by the model's template; or
         text: a prompt as it stands, without a template.
+        shorter: what stands in its place where that is longer than the model's context, in the order of preference.
         tools: those that the model may call, as in the OpenAI API.
         choices: texts of which the likeliest next one is the answer; nothing else is generated then.
         max_tokens: of the answer.
@@ -41,6 +43,7 @@ class Sample:
     gold: Any
     messages: tuple[Mapping[str, Any], ...] = ()
     text: str = ""
+    shorter: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     choices: tuple[str, ...] = ()
     max_tokens: int = 512
@@ -79,24 +82,93 @@ class Verdict:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A program that a model wrote, with the tests that decide; a verdict once it has run.
+
+    Args:
+        program: Python, the tests included.
+        mark: the last line that it prints where it has come to its end.
+        cpu_seconds: of processor time that it may take.
+        memory_bytes: that it may take.
+        details: for the verdict.
+    """
+
+    program: str
+    mark: str
+    cpu_seconds: float
+    memory_bytes: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def verdict(self, outcome: Outcome) -> Verdict:
+        """Right where the program came to its end; else the details say what stopped it, in words that no second run changes."""
+        if outcome.code == 0 and outcome.stdout.rstrip().rpartition("\n")[2] == self.mark:
+            return Verdict(True, self.details)
+        raised = re.findall(r"^([A-Za-z_][\w.]*)(?::.*)?$", outcome.stderr.rstrip().rpartition("\n")[2])
+        problem = outcome.stopped or (raised[0] if raised and outcome.code else f"ended early, code {outcome.code}")
+        return Verdict(False, {**self.details, "problem": problem})
+
+
 class Task(Protocol):
-    """A frozen dataclass of options that makes samples and judges answers."""
+    """A frozen dataclass of options that makes samples and judges answers.
+
+    Attributes:
+        name: in the table, and of its result files.
+        about: one line for people.
+        runs_programs: whether its verdicts are those of trials.
+    """
 
     name: ClassVar[str]
     about: ClassVar[str]
+    runs_programs: ClassVar[bool]
 
     def samples(self, data: Data) -> list[Sample]:
         """The questions, the same for the same options and data."""
 
-    def score(self, sample: Sample, answer: Answer) -> Verdict:
-        """Judge one answer."""
+    def score(self, sample: Sample, answer: Answer) -> Verdict | Trial:
+        """Judge one answer, or say which program does."""
 
 
-class Runner(Protocol):
-    """What runs a program that a model wrote, for tasks whose verdict is whether it passes; isolation is its business."""
+@runtime_checkable
+class Fitting(Protocol):
+    """A task whose questions can be made as long as models take."""
 
-    def passes(self, program: str, timeout_s: float) -> bool:
-        """Whether the program ran to its end, without an error and in time."""
+    def fitted(self, takes: Callable[[Sample], bool]) -> Task:
+        """The task with questions that are taken; itself where they are already.
+
+        Args:
+            takes: whether a question and its reply lie within the models' contexts.
+
+        Raises:
+            InputError: not even its shortest question is taken.
+        """
+
+
+class Outcome(Protocol):
+    """How a program ended."""
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; None where it was stopped."""
+
+    @property
+    def stdout(self) -> str:
+        """What it printed."""
+
+    @property
+    def stderr(self) -> str:
+        """What it printed there."""
+
+    @property
+    def stopped(self) -> str | None:
+        """The limit that it ran into."""
+
+
+class Programs(Protocol):
+    """What runs trials; isolation is its business."""
+
+    def run(self, trial: Trial) -> Outcome:
+        """Run one to its end, or to a limit."""
 
 
 def options(task: Any) -> dict[str, Any]:

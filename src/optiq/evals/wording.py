@@ -7,6 +7,7 @@ trained one. Source: Kiss & Strunk, "Unsupervised Multilingual Sentence Boundary
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 
 _ABBREVIATIONS = frozenset(
     "adm al apr aug av ave ca capt cf co col comdr corp dec dept dr e.g etc feb ft fri gen gov hon i.e inc jan jr jul lt ltd "
@@ -19,7 +20,9 @@ _COMMON = frozenset(
     "it's its just let let's many may most my next no not now of on once one or our please she since so some that the their "
     "then there these they this those to we what when where which while who why will with would yes you your".split()
 )
-_END = re.compile(r"(\S*[.!?])([\"'”’)\]}]*)(?=\s+(\S+))|\S+$")
+_RUN = re.compile(r"\S+")
+_CLOSED = re.compile(r"\A[\"'”’)\]}]+(?=\s|$)")  # belongs to the sentence before it
+_AFTER = frozenset("\"'”’)]};*:@({[!?")  # what may follow a mark without a space
 _TOKEN_BREAK = re.compile(r"\.{2,}|--|[*;@#$%&?!\"“”()\[\]{}<>]|[:,](?!\d)")
 _CONTRACTION = re.compile(r"(?i)(n't|'(?:s|m|d|ll|re|ve))\b")
 
@@ -36,13 +39,21 @@ def capital_words(text: str) -> int:
 
 
 def sentences(text: str) -> int:
-    """Sentences: text up to a full stop, question or exclamation mark that ends one."""
-    count, open_text = 0, False
-    for found in _END.finditer(text):
-        open_text = True
-        if found[1] is not None and _ends(found[1], found[3]):
-            count, open_text = count + 1, False
-    return count + (1 if open_text or (text.strip() and not count) else 0)
+    """Sentences: text up to a full stop, question or exclamation mark that ends one, with what closes quotes and brackets."""
+    runs = list(_RUN.finditer(text))
+    count, end = 0, 0
+    for run, following in zip_longest(runs, runs[1:]):
+        for at in _marks(run[0], following is not None):
+            after = run[0][at + 1 :][:1] or (following[0] if following else "")
+            if _ends(run[0][: at + 1], after):
+                count, end = count + 1, run.start() + at + 1
+    return count + (1 if _CLOSED.sub("", text[end:], count=1).strip() else 0)
+
+
+def _marks(word: str, more: bool) -> list[int]:
+    """Where a sentence can end in a run of signs: at the last mark that something follows, and at one that begins the run."""
+    places = [n for n, sign in enumerate(word) if sign in ".!?" and (word[n + 1] in _AFTER if n + 1 < len(word) else more)]
+    return sorted({*places[-1:], *(n for n in places if n == 0)})
 
 
 def _ends(token: str, following: str) -> bool:

@@ -2,10 +2,12 @@
 
     KL_t = sum_v p_t(v) (log p_t(v) - log q_t(v))
 
+With it come what both models think likeliest and what the text's own next token costs each, -log p_t(next).
+
 Both models are walked block by block in float32 with dense weights, so that what is compared are the stored values and not one
 machine's quantized arithmetic, and a model need not fit in memory. Only the hidden states after the last block are kept.
 
-Shapes: tokens [N, L] give KL [N, L] and top-1 agreement [N, L]. Intervals are bootstrapped over rows (documents).
+Shapes: tokens [N, L] give KL [N, L], likeliest tokens [N, L], losses [N, L - 1]. Intervals are bootstraps over rows (documents).
 """
 
 from __future__ import annotations
@@ -17,24 +19,37 @@ from tempfile import TemporaryDirectory
 import mlx.core as mx
 import numpy as np
 
+from optiq.errors import InputError
 from optiq.events import QUIET, Events
 from optiq.kernels import loss
 from optiq.measure import walk
+from optiq.measure.bootstrap import interval
 from optiq.measure.hidden import HiddenStore
 from optiq.measure.tokens import Tokens
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.stream import Stream
 
-RESAMPLES = 2000
-
 
 @dataclass(frozen=True)
 class Divergence:
-    """Per-token results: `kl` [N, L] in nats, `same` [N, L] whether both models' likeliest tokens agree, row domains."""
+    """Per-token results.
+
+    Args:
+        kl: [N, L] in nats.
+        tops: likeliest tokens of the reference and of the candidate, each [N, L] int32.
+        losses: -log of what each of them gives the next token of the text, each [N, L - 1] in nats.
+        domains: of the rows.
+    """
 
     kl: np.ndarray
-    same: np.ndarray
+    tops: tuple[np.ndarray, np.ndarray]
+    losses: tuple[np.ndarray, np.ndarray]
     domains: tuple[str, ...]
+
+    @property
+    def same(self) -> np.ndarray:
+        """Whether both models' likeliest tokens agree, [N, L]."""
+        return np.equal(*self.tops)
 
     @property
     def mean(self) -> float:
@@ -71,27 +86,18 @@ def divergence(
         candidate: likewise.
         tokens: the text.
         work: directory that keeps the reference's last hidden states for the next candidate; None: a temporary one.
+
+    Raises:
+        InputError: the models have different vocabularies.
     """
     with TemporaryDirectory() as scratch:
         first, second = _stream(reference), _stream(candidate)
+        _check(first, second)
         kept = HiddenStore((work or Path(scratch)) / f"reference-{tokens.sha256[:16]}")
         walk.forward(first, tokens.ids, kept, events, keep=False, label=f"reference on {tokens.set_name}")
         store = HiddenStore(Path(scratch) / "candidate")
         walk.forward(second, tokens.ids, store, events, keep=False, label=f"candidate on {tokens.set_name}")
         return _compare(first, kept, second, store, tokens)
-
-
-def interval(per_row: np.ndarray, resamples: int = RESAMPLES) -> list[float]:
-    """95 % percentile bootstrap interval of the mean over rows; fixed seed."""
-    picks = np.random.default_rng(0).integers(0, len(per_row), (resamples, len(per_row)))
-    return [float(x) for x in np.percentile(per_row[picks].mean(1), [2.5, 97.5])]
-
-
-def ratio_interval(ours: np.ndarray, theirs: np.ndarray, resamples: int = RESAMPLES) -> list[float]:
-    """95 % paired bootstrap interval of mean(ours) / mean(theirs) over rows; fixed seed."""
-    picks = np.random.default_rng(0).integers(0, len(ours), (resamples, len(ours)))
-    ratios = ours[picks].mean(1) / theirs[picks].mean(1)
-    return [float(x) for x in np.percentile(ratios, [2.5, 97.5])]
 
 
 def kl(reference: mx.array, candidate: mx.array) -> tuple[mx.array, mx.array]:
@@ -100,18 +106,28 @@ def kl(reference: mx.array, candidate: mx.array) -> tuple[mx.array, mx.array]:
 
 
 def _compare(first: Stream, kept: HiddenStore, second: Stream, store: HiddenStore, tokens: Tokens) -> Divergence:
-    ids = tokens.ids
-    found, same = np.zeros(ids.shape, np.float64), np.zeros(ids.shape, bool)
+    ids, sides = tokens.ids, ((first, kept), (second, store))
+    found = np.zeros(ids.shape, np.float64)
+    tops = (np.zeros(ids.shape, np.int32), np.zeros(ids.shape, np.int32))
+    losses = (np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32))
+    following = np.concatenate([ids[:, 1:], ids[:, :1]], axis=1)  # what follows the last token is not known; dropped below
     for a, b, left, right in walk.slices(first, ids, walk.vocabulary_size(first)):
-        part = mx.array(ids[a:b, left:right])
-        logits = [
-            stream.tail(hidden.rows(str(stream.depth), a, b)[:, left:right], part)
-            for stream, hidden in ((first, kept), (second, store))
-        ]
-        value, agree = kl(*logits)
-        mx.eval(value, agree)
-        found[a:b, left:right], same[a:b, left:right] = np.array(value), np.array(agree)
-    return Divergence(np.maximum(found, 0.0), same, tokens.domains)
+        at = slice(a, b), slice(left, right)
+        part, targets = mx.array(ids[at]), mx.array(following[at])
+        logits = [stream.tail(hidden.rows(str(stream.depth), a, b)[:, left:right], part) for stream, hidden in sides]
+        found[at] = np.array(loss.divergence(*logits))
+        for values, top, cost in zip(logits, tops, losses, strict=True):
+            top[at], cost[at] = np.array(values.argmax(-1)), np.array(loss.cross_entropy(values, targets))
+    return Divergence(np.maximum(found, 0.0), tops, (losses[0][:, :-1], losses[1][:, :-1]), tokens.domains)
+
+
+def _check(first: Stream, second: Stream) -> None:
+    ours, theirs = walk.vocabulary_size(second), walk.vocabulary_size(first)
+    if ours != theirs:
+        raise InputError(
+            f"the vocabulary of {second.checkpoint.path} has {ours} tokens and that of {first.checkpoint.path} {theirs}; "
+            "a divergence is between models of one vocabulary"
+        )
 
 
 def _stream(model: Path | Checkpoint | Stream) -> Stream:

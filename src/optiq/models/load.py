@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def _load_tokenizer(path: Path, config: dict[str, Any]) -> Any:
     if not has_tokenizer(path):
         names = ", ".join(TOKENIZER_FILES[:2])
         raise ModelError(f"{path}: no tokenizer ({names}) beside the weights; copy the model's files there.")
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # contexts are counted here: its warning of lengths is noise
     try:
         return load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -41,6 +41,7 @@ class Bfcl:
 
     name: ClassVar[str] = "bfcl"
     about: ClassVar[str] = "one call of one function (BFCL-V3 simple), compared by structure"
+    runs_programs: ClassVar[bool] = False
     count: int = 200
     max_tokens: int = 512
 
@@ -98,7 +99,7 @@ def problem(given: Any, schema: Mapping[str, Any], possible: Mapping[str, Sequen
             return f"{name} is not a parameter"
         if not _typed(value, properties[name], possible[name]):
             return f"{name} is {value!r}, expected the type {properties[name]['type']}"
-        if not _among(value, possible[name]):
+        if not _among(value, [*possible[name], *_texts(properties[name], possible[name])]):
             return f"{name} is {value!r}, expected one of {list(possible[name])!r}"
     for name, values in possible.items():
         if name not in given and "" not in values:
@@ -129,6 +130,11 @@ def _typed(value: Any, schema: Mapping[str, Any], possible: Sequence[Any]) -> bo
         return all(_typed(item, {"type": inner}, ()) for item in items)
     named = [item for item in possible if item != ""]
     return bool(named) and all(type(item) is type(value) for item in named)
+
+
+def _texts(schema: Mapping[str, Any], possible: Sequence[Any]) -> list[str]:
+    """Of a parameter that the schema calls a string, the possible answers that are none, as text (simple_307 has one)."""
+    return [str(item) for item in possible if isinstance(item, (bool, int, float))] if schema["type"] == "string" else []
 
 
 def _among(value: Any, possible: Sequence[Any]) -> bool:

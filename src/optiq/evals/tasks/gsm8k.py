@@ -52,6 +52,7 @@ class Gsm8k:
 
     name: ClassVar[str] = "gsm8k"
     about: ClassVar[str] = "grade-school word problems, 3-shot chain of thought"
+    runs_programs: ClassVar[bool] = False
 
     count: int = 1000
     shots: int = 3

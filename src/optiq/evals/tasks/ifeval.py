@@ -27,6 +27,7 @@ class IfEval:
 
     name: ClassVar[str] = "ifeval"
     about: ClassVar[str] = "instructions that rules can check, strict per prompt"
+    runs_programs: ClassVar[bool] = False
     count: int = 0
     max_tokens: int = 1280
 

@@ -1,7 +1,8 @@
 """MMLU: multiple choice over 57 subjects; the likeliest of the four letters after "Answer:" is the answer.
 
 Protocol: raw prompts without a chat template, the subject's 5 development questions before each, 1,000 test questions shared
-evenly among the subjects (17 each, 969 in all), the choice by logits.
+evenly among the subjects (17 each, 969 in all), the choice by logits. Where a prompt is longer than the model's context, solved
+questions are left out from the end until it is not, as the authors do; such a verdict says how many there were.
 Source: Hendrycks et al., "Measuring Massive Multitask Language Understanding", 2021 (arXiv 2009.03300).
 """
 
@@ -11,7 +12,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from optiq.errors import FormatError, InputError
 from optiq.evals.data import Data
@@ -42,6 +43,7 @@ class Mmlu:
 
     name: ClassVar[str] = "mmlu"
     about: ClassVar[str] = "multiple choice over 57 subjects, 5-shot, by logits"
+    runs_programs: ClassVar[bool] = False
     count: int = 1000
     shots: int = 5
     generate: bool = False
@@ -62,7 +64,11 @@ class Mmlu:
     def score(self, sample: Sample, answer: Answer) -> Verdict:
         """Right if the letter is; of a written answer the last letter that it names."""
         letter = answer.text.strip() if sample.choices else written(answer.text)
-        return Verdict(letter == sample.gold, {"extracted": letter, "gold": sample.gold})
+        found: dict[str, Any] = {"extracted": letter, "gold": sample.gold}
+        shown = len(sample.shorter)  # each shorter text has one solved question less
+        if sample.choices and shown < self.shots:
+            found |= {"shots": shown, "note": "fewer solved questions, to fit the context"}
+        return Verdict(letter == sample.gold, found)
 
     def _shares(self, subjects: Sequence[str]) -> dict[str, int]:
         """How many questions of which subject; with fewer questions than subjects, one of each drawn subject."""
@@ -81,8 +87,9 @@ class Mmlu:
             return Sample(name, gold, ({"role": "user", "content": ask},), max_tokens=self.max_tokens)
         head = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}."
         solved = [f"{_written(other)}\nAnswer: {LETTERS[other.right]}" for other in shown]
-        text = "\n\n".join([head, *solved, f"{_written(question)}\nAnswer:"])
-        return Sample(name, gold, text=text, choices=tuple(f" {letter}" for letter in LETTERS))
+        asked = f"{_written(question)}\nAnswer:"
+        texts = ["\n\n".join([head, *solved[:count], asked]) for count in range(len(solved), -1, -1)]
+        return Sample(name, gold, text=texts[0], shorter=tuple(texts[1:]), choices=tuple(f" {letter}" for letter in LETTERS))
 
 
 def questions(rows: Sequence[Sequence[str]], subject: str) -> list[Question]:
