@@ -146,14 +146,14 @@ class Trainer:
 
     def train(self) -> Done:
         """All steps that are left, then the adapter."""
-        s, now = self.settings, self._start()
+        s, now = self.settings, self.start()
         begun, first, tokens = time.perf_counter(), now.step, 0
         mx.reset_peak_memory()
         stopped = False
         with self._events.stage("train", s.iters, "steps") as stage:
             stage.advance(now.step)
             while now.step < (s.iters or 0) and not stopped:
-                loss, used = self._step(now)
+                loss, used = self.step(now)
                 tokens += used
                 stage.advance(1, f"loss {loss:.4f}")
                 if now.step % s.report_every == 0 or now.step == s.iters:
@@ -201,7 +201,7 @@ class Trainer:
         groups = batches.groups(corpus.lengths(units), s.batch_size, room, s.packing, s.seed)
         return [self._batch(units, group) for group in (groups if s.val_batches < 0 else groups[: s.val_batches])]
 
-    def _start(self) -> Progress:
+    def start(self) -> Progress:
         """Where an interrupted run was, or the beginning."""
         s = self.settings
         found = None if s.overwrite else state.load(s.output, self.key, list(self._learner.targets))
@@ -216,7 +216,7 @@ class Trainer:
         memory.announce(self._learner, parameters, s, self._events)
         return Progress(parameters, tree_map(mx.zeros_like, parameters), tree_map(mx.zeros_like, parameters), parameters)
 
-    def _step(self, now: Progress) -> tuple[float, int]:
+    def step(self, now: Progress) -> tuple[float, int]:
         """One optimizer step; the loss of its batches and their tokens."""
         s = self.settings
         epoch, at = divmod(now.step, self._per_epoch)
