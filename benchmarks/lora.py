@@ -67,17 +67,19 @@ def quality_bars(part: dict[str, Any]) -> list[Bar]:
 
 def ranks(settings: argparse.Namespace) -> dict[str, Any]:
     """Every way to give out ranks and to begin, at the parameters of a constant rank, on the quantized model."""
-    return {name: _scaled(name) for name in SCALINGS}
+    begun = ("--init", "quantization-error", "--base", harness.MODEL)
+    corrected = [_run("corrected", runs.quantized(), seed, *begun) for seed in SEEDS]
+    return {name: _scaled(name) for name in SCALINGS} | {"corrected": corrected}
 
 
 def ranks_bars(part: dict[str, Any]) -> list[Bar]:
-    """One row per scaling over the constant one, paired by seed, and one for the default."""
+    """A row for the default among the scalings, and one for the start from the quantization error."""
     from optiq.lora.settings import Settings
 
     default = Settings("", "", Path()).rank_scaling
-    means = {name: fmean(run["valid_loss"] for run in part[name]) for name in SCALINGS}
+    means = {name: fmean(run["valid_loss"] for run in part[name]) for name in (*SCALINGS, "corrected")}
     noise = stdev(run["valid_loss"] for run in part["constant"])
-    best = min(means, key=lambda name: means[name])
+    best = min(SCALINGS, key=lambda name: means[name])
     told = ", ".join(f"{name} {means[name]:.4f} ± {stdev(run['valid_loss'] for run in part[name]):.4f}" for name in SCALINGS)
     return [
         Bar(
@@ -88,7 +90,16 @@ def ranks_bars(part: dict[str, Any]) -> list[Bar]:
             1.0,
             "<=",
             f"at equal parameters, nats per token: {told}",
-        )
+        ),
+        Bar(
+            "6.corrected_start",
+            "validation loss of --init quantization-error less that of random starts, in deviations of a seed",
+            (means["corrected"] - means["constant"]) / noise,
+            "",
+            1.0,
+            "<=",
+            f"constant ranks, nats per token: {means['corrected']:.4f} and {means['constant']:.4f}",
+        ),
     ]
 
 

@@ -1,6 +1,6 @@
 """The runs of `optiq lora train` that `lora.py` compares, and the tasks that they learn. A finished run is kept with its options.
 
-In: `../shared/data/train`. Out: tasks and runs below `build/lora`; a run that was killed goes on, one that is kept is not made again.
+In: `../shared/data/train`. Out: tasks and runs below `build/lora`; a run that was killed goes on.
 """
 
 from __future__ import annotations

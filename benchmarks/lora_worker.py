@@ -52,8 +52,8 @@ class Ours:
         units = tuple((Sample("random", tuple(row), (False, *[True] * (length - 1))),) for row in ids.tolist())
         corpus = Corpus(Part(Path("random"), {}, units, ()), None)
         settings = Settings(
-            model, "random", Path(mkdtemp()), rank=rank, rank_scaling="constant", lr=LR, schedule="constant", warmup=0, iters=1000,
-            batch_size=count, max_length=length, recompute=recompute,
+            model, "random", Path(mkdtemp()), rank=rank, rank_scaling="constant", iters=1000, lr=LR, warmup=0,
+            schedule="constant", batch_size=count, max_length=length, recompute=recompute,
         )  # fmt: skip
         module, _ = load_modules(Path(model))
         found = targets.find(module)

@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from optiq.errors import InputError
 from optiq.kernels import native
 from optiq.kernels.dense import dense, gather_reference
 from optiq.kernels.loss import cross_entropy
@@ -188,13 +189,15 @@ def fresh(targets: Mapping[str, Target], ranks: Mapping[str, int], seed: int, do
     """Parameters that change nothing yet: A uniform in +-1 / sqrt(I), B zero, m the lengths of W's rows.
 
     Raises:
-        ValueError: DoRA for a bank of experts.
+        InputError: DoRA for a bank of experts.
     """
     found: Parameters = {}
     for path, key in zip(targets, mx.random.split(mx.random.key(seed), len(targets)), strict=True):
         *experts, outputs, inputs = targets[path].shape
         if experts and dora:
-            raise ValueError(f"{path} is a bank of experts, for which there is no DoRA")
+            raise InputError(
+                f"--use-dora: {path} is a bank of experts, for which there is no DoRA; leave it out of --target-modules"
+            )
         a = mx.random.uniform(-(inputs**-0.5), inputs**-0.5, (*experts, ranks[path], inputs), key=key)
         found[path] = {"a": a, "b": mx.zeros((*experts, outputs, ranks[path]))}
         if dora:

@@ -24,7 +24,7 @@ from mlx.utils import tree_map
 from optiq import files
 from optiq.errors import InputError, ModelError
 from optiq.events import QUIET, Events
-from optiq.lora import batches, corpus, memory, optimizer, save, state
+from optiq.lora import batches, corpus, initial, memory, optimizer, save, state
 from optiq.lora import ranks as ranking
 from optiq.lora import targets as targeting
 from optiq.lora.batches import Batch
@@ -36,6 +36,7 @@ from optiq.models import chat, load
 from optiq.models.hub import resolve
 
 LOG = "train.jsonl"
+OBSERVED = 16  # batches
 KEPT = ("step", "best_loss", "best_step", "bad", "loss", "log")  # of a `Progress`, beside its trees
 
 
@@ -213,8 +214,16 @@ class Trainer:
         if s.output.exists() and s.overwrite:
             files.remove_tree(s.output)
         parameters = fresh(self._learner.targets, self._ranks, s.seed, s.dora)
+        if s.base is not None:
+            with self._events.stage("initialise"):
+                parameters = initial.from_error(self._learner, parameters, self._observed(), resolve(s.base))
         memory.announce(self._learner, parameters, s, self._events)
         return Progress(parameters, tree_map(mx.zeros_like, parameters), tree_map(mx.zeros_like, parameters), parameters)
+
+    def _observed(self) -> list[Batch]:
+        """The batches on which the inputs of layers are looked at: the first ones of the run."""
+        order = batches.order(len(self._groups), self.settings.seed, 0)
+        return [self._batch(self._data.train.units, self._groups[i]) for i in order[:OBSERVED]]
 
     def step(self, now: Progress) -> tuple[float, int]:
         """One optimizer step; the loss of its batches and their tokens."""
