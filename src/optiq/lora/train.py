@@ -218,6 +218,11 @@ class Trainer:
             with self._events.stage("initialise"):
                 parameters = initial.from_error(self._learner, parameters, self._observed(), resolve(s.base))
         memory.announce(self._learner, parameters, s, self._events)
+        if any(part["a"].ndim == 3 for part in parameters.values()):
+            self._events.warn(
+                f"experts get adapters, for which PEFT has no form: {save.PEFT} will not be written; "
+                f"optiq and mlx-lm read {save.MLX}, and --target-modules can leave experts out"
+            )
         return Progress(parameters, tree_map(mx.zeros_like, parameters), tree_map(mx.zeros_like, parameters), parameters)
 
     def _observed(self) -> list[Batch]:
