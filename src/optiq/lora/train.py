@@ -27,6 +27,7 @@ from optiq.events import QUIET, Events
 from optiq.lora import batches, corpus, initial, memory, optimizer, save, state
 from optiq.lora import ranks as ranking
 from optiq.lora import targets as targeting
+from optiq.lora.adapters import MLX, PEFT
 from optiq.lora.batches import Batch
 from optiq.lora.layers import Part
 from optiq.lora.learner import Dropout, Learner, Parameters, fresh
@@ -220,8 +221,8 @@ class Trainer:
         memory.announce(self._learner, parameters, s, self._events)
         if any(part["a"].ndim == 3 for part in parameters.values()):
             self._events.warn(
-                f"experts get adapters, for which PEFT has no form: {save.PEFT} will not be written; "
-                f"optiq and mlx-lm read {save.MLX}, and --target-modules can leave experts out"
+                f"experts get adapters, for which PEFT has no form: {PEFT} will not be written; "
+                f"optiq and mlx-lm read {MLX}, and --target-modules can leave experts out"
             )
         return Progress(parameters, tree_map(mx.zeros_like, parameters), tree_map(mx.zeros_like, parameters), parameters)
 
