@@ -38,7 +38,8 @@ LEARNING = (
 LENGTHS = (1024, 2048, 4096, 8192)
 STOCK_TOKENS = 128  # stock mlx-lm takes seconds for these
 KILLS = ((3, 7), (1, 2, 9), (5,), (4, 6, 8), (10,))  # logged steps after which a run is killed
-DPO = ("--method", "dpo", "--max-seq-length", 512, "--rank", 8, "--lr", "5e-4", "--num-epochs", 2, "--val-batches", -1)
+PAIR_LENGTH = 1024  # no pair is longer
+DPO = ("--method", "dpo", "--max-seq-length", PAIR_LENGTH, "--rank", 8, "--lr", "5e-4", "--num-epochs", 2, "--val-batches", -1)
 VOCABULARY = 4000  # ids are drawn below this
 
 
@@ -218,7 +219,7 @@ def dpo(settings: argparse.Namespace) -> dict[str, Any]:
     """An adapter trained on preferences, and its margins on pairs that were held out."""
     model, data = runs.quantized(), runs.pairs()
     done = runs.train("dpo", model, data, *DPO)
-    return {"run": done, "margins": lora_checks.margins(model, Path(done["adapter"]), data, 0.1, 512)}
+    return {"run": done, "margins": lora_checks.margins(model, Path(done["adapter"]), data, 0.1, PAIR_LENGTH)}
 
 
 def dpo_bars(part: dict[str, Any]) -> list[Bar]:

@@ -21,7 +21,7 @@ from optiq.models.chat import load_tokenizer
 
 WORK = harness.BUILD / "lora"
 DATA = harness.SHARED / "data" / "train"
-PAIR_TOKENS, TRAIN_PAIRS = 384, 80
+PAIR_TOKENS, TRAIN_PAIRS = 768, 80
 
 
 def quantized() -> Path:
