@@ -1,9 +1,9 @@
 """Fine-tuning: what a quantized base costs, how ranks are given out, speed beside mlx-lm and peft, memory, resume, packing, DPO.
 
-    python benchmarks/lora.py [--only quality,ranks,peft,stock,memory,resume,packing,dpo] [--repeats 3] [--threads N]
+    python benchmarks/lora.py [--only quality,ranks,peft,large,stock,memory,resume,packing,dpo] [--repeats 3] [--threads N]
 
 Parts are kept below `build/lora` with their commit, so that `--only` renews one part; finished training runs are kept there too
-and used again (`build/lora/runs`). Timed parts (peft, stock) want the machine for themselves: a peer whose threads wait by
+and used again (`build/lora/runs`). Timed parts (peft, large, stock) want the machine for themselves: a peer whose threads wait by
 spinning loses more than its share. torch runs under OPTIQ_TORCH_PYTHON (torch 2.13, transformers, peft).
 Out: `results/lora.json` where all parts are there.
 """
@@ -105,30 +105,32 @@ def ranks_bars(part: dict[str, Any]) -> list[Bar]:
 
 
 def peft(settings: argparse.Namespace) -> dict[str, Any]:
-    """Steps beside peft on torch, in turn: the embedded model at 8 x 512 tokens, the 0.8B shapes at 1 x 512."""
-    return {
-        "embedded": _beside(settings, runs.quantized(), harness.MODEL, (8, 512), ("bfloat16", "float32")),
-        "0.8B": _beside(settings, uniform4(), checkpoint(LAYERS), (1, 512), ("bfloat16",)),
-    }
+    """Steps of the embedded model beside peft on torch, in the type that is faster there."""
+    return _beside(settings, runs.quantized(), harness.MODEL, (8, 512), ("bfloat16", "float32"))
 
 
-def peft_bars(part: dict[str, Any]) -> list[Bar]:
+def large(settings: argparse.Namespace) -> dict[str, Any]:
+    """The same with the shapes of Qwen3.5-0.8B, in bfloat16."""
+    return _beside(settings, uniform4(), checkpoint(LAYERS), (1, 512), ("bfloat16",))
+
+
+def peft_bars(part: dict[str, Any], slug: str = "peft", label: str = "embedded model") -> list[Bar]:
     """Speed and memory over the faster of torch's types."""
-    found = []
-    for name, label in (("embedded", "the embedded model"), ("0.8B", "the 0.8B shapes")):
-        case = part[name]
-        speeds = {side: case["tokens"] / median(row["seconds"]) for side, row in case["sides"].items()}
-        peer = max((side for side in speeds if side != "ours"), key=lambda side: speeds[side])
-        shape = "{} x {}".format(*case["batch"])
-        told = f"{peer} {speeds[peer]:.0f} tok/s, ours {speeds['ours']:.0f} tok/s at 4 bits"
-        slug = name.replace(".", "_").lower()
-        what = f"tokens per second of training over peft on torch, {label}, {shape} tokens"
-        found.append(Bar(f"6.over_peft_{slug}", what, speeds["ours"] / speeds[peer], "x", 1.0, ">=", told))
-        peaks = {side: row["peak_bytes"] / 1e9 for side, row in case["sides"].items()}
-        what = f"peak memory of that over peft's, {label}"
-        told = f"{peer} {peaks[peer]:.2f} GB, ours {peaks['ours']:.2f} GB"
-        found.append(Bar(f"6.memory_over_peft_{slug}", what, peaks["ours"] / peaks[peer], "x", 1.0, "<=", told))
-    return found
+    speeds = {side: part["tokens"] / median(row["seconds"]) for side, row in part["sides"].items()}
+    peaks = {side: row["peak_bytes"] / 1e9 for side, row in part["sides"].items()}
+    peer = max((side for side in speeds if side != "ours"), key=lambda side: speeds[side])
+    case = "{}, {} x {} tokens".format(label, *part["batch"])
+    told = f"{peer} {speeds[peer]:.0f} tok/s, ours {speeds['ours']:.0f} tok/s at 4 bits"
+    kept = f"{peer} {peaks[peer]:.2f} GB, ours {peaks['ours']:.2f} GB"
+    return [
+        Bar(f"6.over_{slug}", f"training over peft on torch, {case}", speeds["ours"] / speeds[peer], "x", 1.0, ">=", told),
+        Bar(f"6.memory_over_{slug}", f"peak memory over peft's, {case}", peaks["ours"] / peaks[peer], "x", 1.0, "<=", kept),
+    ]
+
+
+def large_bars(part: dict[str, Any]) -> list[Bar]:
+    """The same rows for the 0.8B shapes."""
+    return peft_bars(part, "peft_0_8b", "0.8B shapes")
 
 
 def stock(settings: argparse.Namespace) -> dict[str, Any]:
@@ -282,6 +284,7 @@ PARTS: dict[str, parts.Part] = {
     "quality": (quality, quality_bars),
     "ranks": (ranks, ranks_bars),
     "peft": (peft, peft_bars),
+    "large": (large, large_bars),
     "stock": (stock, stock_bars),
     "memory": (memory, memory_bars),
     "resume": (resume, resume_bars),
