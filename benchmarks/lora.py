@@ -11,6 +11,7 @@ Out: `results/lora.json` where all parts are there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import shutil
@@ -255,18 +256,23 @@ def _ours(threads: int) -> Worker:
 def _beside(
     settings: argparse.Namespace, mine: Path, theirs: Path, shape: tuple[int, int], types: tuple[str, ...]
 ) -> dict[str, Any]:
-    """One side after the other, both without gradient checkpointing; each has made a step before it is timed."""
-    asked = {"ids": str(_ids(shape)), "rank": 8, "recompute": False}
-    sides = {"ours": (_ours(settings.threads), {"model": str(mine)})}
-    for kind in types:
-        peer = Worker(f"peft-{kind}", settings.threads, [torch_python(), HERE / "peer_peft.py", settings.threads])
-        sides[f"peft {kind}"] = (peer, {"model": str(theirs), "dtype": kind})
-    found = {}
-    for name, (worker, own) in sides.items():
-        with worker:
-            about = worker.ask("about")
-            first = worker.ask("train", **asked, **own, steps=1)
-            found[name] = worker.ask("train", **asked, **own, steps=settings.repeats) | {"first": first, "about": about}
+    """Steps of all sides in turn, without gradient checkpointing; each has made one before that is not counted."""
+    asked = {"ids": str(_ids(shape)), "rank": 8, "recompute": False, "steps": 1}
+    with contextlib.ExitStack() as stack:
+        sides = {"ours": (stack.enter_context(_ours(settings.threads)), {"model": str(mine)})}
+        for kind in types:
+            words = [torch_python(), HERE / "peer_peft.py", settings.threads]
+            peer = stack.enter_context(Worker(f"peft-{kind}", settings.threads, words))
+            sides[f"peft {kind}"] = (peer, {"model": str(theirs), "dtype": kind})
+        found = {
+            name: {"about": side.ask("about"), "first": side.ask("train", **asked, **own)} for name, (side, own) in sides.items()
+        }
+        steps: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        for _ in range(settings.repeats):
+            for name, (side, own) in sides.items():
+                steps[name].append(side.ask("train", **asked, **own))
+    for name, made in steps.items():
+        found[name] |= made[-1] | {"seconds": [step["seconds"][0] for step in made], "loss": [step["loss"][0] for step in made]}
         print(f"{name} {shape}: {found[name]['seconds']}", file=sys.stderr, flush=True)
     return {"batch": shape, "tokens": math.prod(shape), "sides": found}
 
