@@ -152,6 +152,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "quality": quality,
     "cpu": rows("cpu"),
     "engine": rows("engine"),
+    "lora": rows("lora"),
     "bars": bars,
     "tree": tree,
 }
