@@ -16,7 +16,7 @@ follows from X H^(1/2) = U Uᵀ D H^(1/2).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from optiq.models.adapted import changing, dense_weight
 from optiq.models.checkpoint import Checkpoint
 
 ROUNDS, SPARE = 8, 8  # of subspace iteration; vectors beyond R, which make it converge
+MOMENT_BYTES = 2_000_000_000  # held at once; what is left waits for another pass over the batches
 
 
 def from_error(learner: Learner, parameters: Parameters, batches: Iterable[Batch], base: Path) -> Parameters:
@@ -48,9 +49,12 @@ def from_error(learner: Learner, parameters: Parameters, batches: Iterable[Batch
     checkpoint = Checkpoint.open(base)
     if checkpoint.holds_codes:
         raise InputError(f"--base {base} is quantized; give the model that this one was made from")
-    weights, grams = checkpoint.weights(), inputs(learner, batches)
-    found = {}
+    weights, seen, found = checkpoint.weights(), list(batches), {}
+    grams: dict[str, mx.array] = {}
+    waiting = _portions(learner.targets)
     for path, target in learner.targets.items():
+        if waiting and path == waiting[0][0]:
+            grams = inputs(learner, seen, waiting.pop(0))
         weight = weights.get(f"{path}.weight")
         if weight is None or weight.shape != target.shape:
             there = "no such weight" if weight is None else f"{weight.shape}"
@@ -64,9 +68,9 @@ def from_error(learner: Learner, parameters: Parameters, batches: Iterable[Batch
     return found
 
 
-def inputs(learner: Learner, batches: Iterable[Batch]) -> dict[str, mx.array]:
-    """E[x xᵀ], [I, I] float32, by path; layers outside of the blocks, and those that saw nothing, are missing."""
-    probes = {path: _Probe() for path, target in learner.targets.items() if target.block is not None}
+def inputs(learner: Learner, batches: Iterable[Batch], paths: Iterable[str]) -> dict[str, mx.array]:
+    """E[x xᵀ] of some layers, [I, I] float32, by path; those outside of the blocks, and those that saw nothing, are missing."""
+    probes = {path: _Probe() for path in paths if learner.targets[path].block is not None}
     for batch in batches:
         with changing([(learner.targets[path].layer, probe) for path, probe in probes.items()]):
             hidden = learner.hidden(None, batch)
@@ -94,6 +98,20 @@ def correction(error: mx.array, gram: mx.array, rank: int) -> tuple[mx.array, mx
     _, turns = mx.linalg.eigh((inside + inside.T) / 2, stream=mx.cpu)  # ascending
     u = basis @ turns[:, ::-1][:, :rank]
     return u, u.T @ error
+
+
+def _portions(targets: Mapping[str, Target]) -> list[list[str]]:
+    """The layers in order, cut so that the moments of one pass over the batches fit `MOMENT_BYTES`."""
+    found: list[list[str]] = []
+    room = 0
+    for path, target in targets.items():
+        size = 4 * target.shape[-1] ** 2
+        if not found or size > room:
+            found.append([])
+            room = MOMENT_BYTES
+        found[-1].append(path)
+        room -= size
+    return found
 
 
 class _Probe:
