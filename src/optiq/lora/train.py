@@ -143,6 +143,8 @@ class Trainer:
         self._per_epoch = math.ceil(len(self._groups) / settings.accumulation)
         self.settings = settings.with_steps(self._per_epoch)
         self._valid = self._validation()
+        self._count = targeting.parameters(learner.targets, ranks)
+        self._room = memory.predicted(learner, self._count, self.settings)
         self._gradient = mx.value_and_grad(self._loss)
         self.key = ""
 
@@ -218,7 +220,7 @@ class Trainer:
         if s.base is not None:
             with self._events.stage("initialise"):
                 parameters = initial.from_error(self._learner, parameters, self._observed(), resolve(s.base))
-        memory.announce(self._learner, parameters, s, self._events)
+        memory.announce(self._learner, self._count, s, self._events)
         if any(part["a"].ndim == 3 for part in parameters.values()):
             self._events.warn(
                 f"experts get adapters, for which PEFT has no form: {PEFT} will not be written; "
@@ -242,9 +244,10 @@ class Trainer:
         loss, gradients = 0.0, None
         for index, batch in enumerate(these):
             dropout = Dropout(s.dropout, (s.seed, now.step, index), list(now.parameters)) if s.dropout else None
-            found, new = self._gradient(now.parameters, batch, self._objective.prepare(batch), dropout, total)
-            gradients = new if gradients is None else tree_map(mx.add, gradients, new)
-            mx.eval(found, gradients)
+            with memory.bounded(self._room):
+                found, new = self._gradient(now.parameters, batch, self._objective.prepare(batch), dropout, total)
+                gradients = new if gradients is None else tree_map(mx.add, gradients, new)
+                mx.eval(found, gradients)
             self._finite(found, now, batch)
             loss += number(found)
         length = optimizer.norm(gradients)
