@@ -79,28 +79,32 @@ def ranks_bars(part: dict[str, Any]) -> list[Bar]:
     from optiq.lora.settings import Settings
 
     default = Settings("", "", Path()).rank_scaling
-    means = {name: fmean(run["valid_loss"] for run in part[name]) for name in (*SCALINGS, "corrected")}
-    noise = stdev(run["valid_loss"] for run in part["constant"])
-    best = min(SCALINGS, key=lambda name: means[name])
-    told = ", ".join(f"{name} {means[name]:.4f} ± {stdev(run['valid_loss'] for run in part[name]):.4f}" for name in SCALINGS)
+    losses = {name: [run["valid_loss"] for run in found] for name, found in part.items()}
+    over = {
+        name: [100 * (one / other - 1) for one, other in zip(losses[name], losses["constant"], strict=True)] for name in losses
+    }
+    best = min(SCALINGS, key=lambda name: fmean(losses[name]))
+    told = [f"{name} {fmean(over[name]):+.2f} ± {stdev(over[name]):.2f} %" for name in SCALINGS if name != "constant"]
+    seeds = len(losses["constant"])
     return [
         Bar(
             "6.rank_default",
-            f"validation loss of --rank-scaling {default} (the default) less the least mean ({best}), in deviations of a seed",
-            (means[default] - means[best]) / noise,
-            "",
-            1.0,
+            f"validation loss by --rank-scaling at equal parameters, {seeds} seeds: {default} (the default) over the best, {best}",
+            100 * (fmean(losses[default]) / fmean(losses[best]) - 1),
+            "%",
+            0.0,
             "<=",
-            f"at equal parameters, nats per token: {told}",
+            f"constant {fmean(losses['constant']):.4f} nats per token; over it by seed: {', '.join(told)}",
         ),
         Bar(
             "6.corrected_start",
-            "validation loss of --init quantization-error less that of random starts, in deviations of a seed",
-            (means["corrected"] - means["constant"]) / noise,
-            "",
+            f"validation loss of --init quantization-error over random starts at 4.5 bpw, {seeds} seeds",
+            fmean(over["corrected"]),
+            "%",
             1.0,
             "<=",
-            f"constant ranks, nats per token: {means['corrected']:.4f} and {means['constant']:.4f}",
+            f"{fmean(losses['corrected']):.4f} and {fmean(losses['constant']):.4f} nats per token, constant ranks",
+            (min(over["corrected"]), max(over["corrected"])),
         ),
     ]
 
