@@ -89,7 +89,7 @@ def ranks_bars(part: dict[str, Any]) -> list[Bar]:
     return [
         Bar(
             "6.rank_default",
-            f"validation loss by --rank-scaling at equal parameters, {seeds} seeds: {default} (the default) over the best, {best}",
+            f"validation loss by --rank-scaling at equal parameters, {seeds} seeds: {default} (default) over the best, {best}",
             100 * (fmean(losses[default]) / fmean(losses[best]) - 1),
             "%",
             0.0,
