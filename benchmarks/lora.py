@@ -175,12 +175,13 @@ def memory(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory_bars(part: dict[str, Any]) -> list[Bar]:
-    """What a token adds at the long end over what it adds at the short end."""
+    """What a token adds at the long end over what it adds before; at the short end what does not depend on length has the peak."""
     points = [(step["length"], step["peak_bytes"]) for step in part["steps"]]
     slopes = [(high - low) / (two - one) for (one, low), (two, high) in zip(points, points[1:], strict=False)]
     told = ", ".join(f"{length // 1024}k {peak / 1e9:.2f} GB" for length, peak in points)
-    what = f"memory by sequence length, {points[0][0]} to {points[-1][0]}, 0.8B shapes: largest slope over the first"
-    return [Bar("6.memory_linear", what, max(slopes[1:]) / slopes[0], "x", 1.1, "<=", told)]
+    (short, _), (middle, _), (long, _) = points[-3:]
+    what = f"peak memory per token, {middle} to {long} tokens over {short} to {middle}, 0.8B shapes (1 where it is linear)"
+    return [Bar("6.memory_linear", what, slopes[-1] / slopes[-2], "x", 1.1, "<=", told)]
 
 
 def resume(settings: argparse.Namespace) -> dict[str, Any]:
