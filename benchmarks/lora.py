@@ -175,7 +175,7 @@ def memory(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory_bars(part: dict[str, Any]) -> list[Bar]:
-    """What a token adds at the long end over what it adds before; at the short end what does not depend on length has the peak."""
+    """What a token adds at the long end over what it adds before; of short sequences it is not the tokens that make the peak."""
     points = [(step["length"], step["peak_bytes"]) for step in part["steps"]]
     slopes = [(high - low) / (two - one) for (one, low), (two, high) in zip(points, points[1:], strict=False)]
     told = ", ".join(f"{length // 1024}k {peak / 1e9:.2f} GB" for length, peak in points)
