@@ -79,7 +79,7 @@ def ranks_bars(part: dict[str, Any]) -> list[Bar]:
     from optiq.lora.settings import Settings
 
     default = Settings("", "", Path()).rank_scaling
-    losses = {name: [run["valid_loss"] for run in found] for name, found in part.items()}
+    losses = {name: [run["valid_loss"] for run in part[name]] for name in (*SCALINGS, "corrected")}
     over = {
         name: [100 * (one / other - 1) for one, other in zip(losses[name], losses["constant"], strict=True)] for name in losses
     }
