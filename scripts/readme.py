@@ -153,6 +153,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "cpu": rows("cpu"),
     "engine": rows("engine"),
     "evals": rows("evals"),
+    "lora": rows("lora"),
     "bars": bars,
     "tree": tree,
 }

@@ -43,7 +43,9 @@ def test_what_carries_loss_is_shown(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_longest_sequence_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optiq.lora.ceiling.SHORTEST", 16)
     monkeypatch.setattr("optiq.lora.ceiling.LONGEST", 64)
-    words = ["train", TINY, "--data", ".", "--rank", "2", "--num-layers", "2", "--find-max-length"]
-    _, found = run(capsys, *words)
+    words = ["train", TINY, "--rank", "2", "--num-layers", "2"]
+    code, failed = run(capsys, *words)
+    assert code == 2 and "needs --data PATH" in failed["error"]["message"]
+    _, found = run(capsys, *words, "--find-max-length")
     assert [step[0] for step in found["steps"]] == [16, 32, 64] and found["length"] >= 64
     assert found["steps"][0][1] < found["steps"][-1][1] < found["available_bytes"]

@@ -38,7 +38,7 @@ def test_a_lost_part_is_noticed(tmp_path: Path) -> None:
     copy.write_text((ROOT / "README.md").read_text().replace("<!-- generated: bars -->", ""))
     done = _check(copy)
     assert done.returncode == 1
-    assert "expected ['bars', 'cpu', 'engine', 'evals', 'quality', 'tree']" in done.stderr
+    assert "expected ['bars', 'cpu', 'engine', 'evals', 'lora', 'quality', 'tree']" in done.stderr
 
 
 def test_every_local_link_leads_somewhere() -> None:

@@ -13,9 +13,16 @@ from mlx_lm.tuner.lora import LoRASwitchLinear
 
 import random_models
 from adapter_files import paths, write_mlx
-from optiq.errors import FormatError
+from lora_training import settings
+from optiq.errors import FormatError, InputError
+from optiq.lora import initial, targets
 from optiq.lora.adapters import load_adapter
+from optiq.lora.batches import collate
+from optiq.lora.corpus import Corpus, Part
+from optiq.lora.data import Sample
+from optiq.lora.learner import Learner, fresh
 from optiq.lora.mounted import Mounted
+from optiq.lora.train import Trainer
 from optiq.models import layers
 from optiq.models.load import load_modules
 
@@ -86,3 +93,31 @@ def test_no_dora_of_experts(experts: Any, tmp_path: Path) -> None:
     modules = paths(experts, "layers.0.mlp.switch_mlp.up_proj")
     with pytest.raises(FormatError, match="switch_mlp.up_proj is a bank of experts, for which there is no DoRA"):
         load_adapter(write_mlx(tmp_path, experts, modules, fine_tune_type="dora"), experts)
+
+
+def test_no_training_of_dora_on_experts(experts: Any) -> None:
+    found = targets.find(experts, ("switch_mlp.up_proj",))
+    with pytest.raises(
+        InputError, match="^--use-dora: .*switch_mlp.up_proj is a bank of experts, for which there is no DoRA; leave"
+    ):
+        fresh(found, dict.fromkeys(found, 2), 0, dora=True)
+
+
+def test_trained_experts_are_written_for_mlx_lm_alone_and_said_to_be(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = loaded(checkpoint, None)
+    found = targets.find(model, ("gate_proj", "down_proj"))
+    ranks = dict.fromkeys(found, 2)
+    units = tuple((Sample("here", tuple(range(5 + n, 25 + n)), (False, *[True] * 19)),) for n in range(4))
+    asked = settings(tmp_path, tmp_path / "a", packing=False, iters=3, lr=1e-2, max_length=20, batch_size=4)
+    trainer = Trainer(asked, Corpus(Part(tmp_path, {}, units, ()), None), Learner(model, found, dict.fromkeys(found, 1.0)), ranks)
+    state = trainer.start()
+    losses = [trainer.step(state)[0] for _ in range(3)]
+    assert losses[2] < losses[0] and "PEFT has no form: adapter_model.safetensors will not be written" in caplog.text
+    assert any(part["a"].ndim == 3 and part["b"].any().item() for part in state.parameters.values())
+    base = random_models.write(tmp_path / "base", "qwen3_5-moe", seed=1)
+    begun = initial.from_error(
+        Learner(model, found, dict.fromkeys(found, 1.0)), state.parameters, [collate(units[0], False)], base
+    )
+    assert all(begun[path]["b"].any().item() and begun[path]["a"].shape == state.parameters[path]["a"].shape for path in found)

@@ -54,7 +54,7 @@ def test_a_run_that_stops_in_between_goes_on_to_the_same_bits(
 ) -> None:
     asked = {"dropout": 0.1, "iters": 6, "save_every": 2}
     whole = train.run(settings(data, tmp_path / "whole", **asked)).path
-    plain, count = train.Trainer._step, []
+    plain, count = train.Trainer.step, []
 
     def step(self: Any, now: Any) -> Any:
         count.append(now.step)
@@ -62,7 +62,7 @@ def test_a_run_that_stops_in_between_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         return plain(self, now)
 
-    monkeypatch.setattr(train.Trainer, "_step", step)
+    monkeypatch.setattr(train.Trainer, "step", step)
     with pytest.raises(KeyboardInterrupt):
         train.run(settings(data, tmp_path / "cut", **asked))
     done = train.run(settings(data, tmp_path / "cut", **asked))

@@ -9,10 +9,13 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+import lora_training
 from engine_requests import KINDS, ids, mixed, replies
 from optiq.errors import InputError
 from optiq.generate.sampling import Sampling
 from optiq.kv.options import CacheOptions
+from optiq.lora import train
+from optiq.models.chat import prompt_text
 from optiq.serve.drawing import Drawn
 from optiq.serve.engine import Engine, EngineOptions
 from optiq.serve.grammar import GrammarSpec
@@ -217,6 +220,24 @@ def test_a_grammar_holds_and_ends_the_reply(loaded):
     with pytest.raises(InputError, match="regex"):
         target.submit(Request(ids(1, 3), grammar=GrammarSpec("regex", "(")))
     assert target.idle
+
+
+def test_two_trained_adapters_answer_differently_in_one_batch(loaded, tmp_path):
+    question, trained = "What do you see?", {}
+    for word in ("red", "blue"):
+        data = lora_training.write(tmp_path / word / "train.jsonl", [lora_training.chat(f"A {word} stone.", question)] * 2)
+        asked = {"iters": 12, "lr": 1e-2, "num_layers": 4, "rank": 4, "packing": False, "save_every": 100}
+        trained[word] = train.run(lora_training.settings(data, tmp_path / f"{word}-adapter", **asked)).path
+    text = prompt_text(loaded[1], [{"role": "user", "content": question}], thinking=False)
+    prompt = tuple(loaded[1].encode(text))
+    target = engine(loaded, trained)
+    names = {
+        word: target.submit(Request(prompt, Sampling(temperature=0.0), max_tokens=8, adapter=word)) for word in (None, *trained)
+    }
+    found = replies(target.run())
+    for word in trained:
+        assert found[names[word]][1].startswith(f"A {word} stone.<|im_end|>")
+    assert "stone" not in found[names[None]][1]
 
 
 def test_adapters_do_not_share_prefixes_and_are_not_taken_away_in_use(loaded, adapters):

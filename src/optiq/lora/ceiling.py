@@ -8,7 +8,7 @@ Data in: settings. Data out: `Ceiling`.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +17,7 @@ from optiq.errors import ResourceError
 from optiq.events import QUIET, Events
 from optiq.files import size_text
 from optiq.kernels.memory import available_bytes
-from optiq.lora import batches
+from optiq.lora import batches, memory
 from optiq.lora import ranks as ranking
 from optiq.lora import targets as targeting
 from optiq.lora.data import Sample
@@ -60,7 +60,9 @@ def measure(settings: Settings, events: Events = QUIET) -> Ceiling:
     steps: list[tuple[int, int, float]] = []
     length = SHORTEST
     while length <= LONGEST:
-        peak, seconds = _step(learner, parameters, length)
+        asked = replace(settings, max_length=length, batch_size=1, method="sft")
+        with memory.bounded(memory.predicted(learner, targeting.parameters(targets, ranks), asked)):
+            peak, seconds = _step(learner, parameters, length)
         steps.append((length, peak, length / seconds))
         events.info(f"{length} tokens: {size_text(peak)}, {length / seconds:.0f} tokens per second")
         if _line(steps, 2 * length) > room or 2 * seconds > SECONDS:

@@ -3,8 +3,8 @@
     W' = W + s B A          W' = m / |W + s B A| (W + s B A)  for DoRA
 
 W' is coded again at the width and group size that the model's plan gave the layer, rounded to nearest; a layer without codes
-stays without. Layers that the adapter does not touch keep their codes. How far the result is from model and adapter is measured
-on the packaged *dev* text.
+stays without. Layers that the adapter does not touch keep their codes, whichever encoder made them, and a head for multi-token
+prediction comes along. How far the result is from model and adapter is measured on the packaged *dev* text.
 
 Data in: a model directory and an adapter. Data out: a stock MLX directory, `Fused`.
 """
@@ -25,7 +25,7 @@ from optiq.lora.layers import Part
 from optiq.measure.divergence import divergence
 from optiq.measure.text import samples
 from optiq.measure.tokens import tokenise
-from optiq.models import chat, directory
+from optiq.models import chat, directory, mtp
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.topology import topology
 from optiq.plan.size import affine_bytes
@@ -83,7 +83,8 @@ def fuse(source: Path, model: Any, adapter: Adapter, output: Path, overwrite: bo
     with files.building(output, overwrite) as out:
         with events.stage("write"):
             directory.copy_side_files(source, out)
-            files.write_json(out / "config.json", directory.config(checkpoint, found, choices, {}), indent=4)
+            extra = mtp.carry(checkpoint, out)
+            files.write_json(out / "config.json", directory.config(checkpoint, found, choices, extra), indent=4)
             size = directory.Layout(checkpoint, found).write(out, choices, fetch)
         kl = _measured(changed, out, events)
         facts = {"schema": 1, "model": str(source), "adapter": str(adapter.path), "adapter_sha256": adapter.sha256, "kl": kl}

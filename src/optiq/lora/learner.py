@@ -17,7 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten, tree_map
 
+from optiq.errors import InputError
 from optiq.kernels import native
 from optiq.kernels.dense import dense, gather_reference
 from optiq.kernels.loss import cross_entropy
@@ -95,16 +97,11 @@ class Learner:
         flat = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
         own = {path: parameters[path] for path in self._outside} if parameters is not None else {}
 
-        def chunk(start: int) -> mx.array:
-            piece = slice(start, start + CHUNK)
+        def losses(own: Parameters, states: mx.array, targets: mx.array) -> mx.array:
+            with changing([(self.targets[path].layer, self._change(path, own, 1, None)) for path in own]):
+                return cross_entropy(self._halves.head(states[None])[0], targets)
 
-            def losses(own: Parameters, states: mx.array) -> mx.array:
-                with changing([(self.targets[path].layer, self._change(path, own, 1, None)) for path in own]):
-                    return cross_entropy(self._halves.head(states[None])[0], batch.targets[piece])
-
-            return mx.checkpoint(losses)(own, flat[piece])
-
-        return mx.concatenate([chunk(start) for start in range(0, len(batch.targets), CHUNK)])
+        return by_chunks(losses, own, flat, batch.targets)
 
     def agrees(self, first: Batch, second: Batch, both: Batch) -> bool:
         """Whether packing keeps texts apart in this model: two alone against the same two packed."""
@@ -131,6 +128,53 @@ class Learner:
 
     def _change(self, path: str, own: Parameters, batch: int, dropout: Dropout | None) -> Learned:
         return Learned(own[path], self.scales[path], batch, dropout.of(path) if dropout else None)
+
+
+def by_chunks(
+    losses: Callable[[Parameters, mx.array, mx.array], mx.array], own: Parameters, states: mx.array, targets: mx.array
+) -> mx.array:
+    """losses(own, states, targets) for `CHUNK` tokens at a time, one chunk after the other, forwards and back.
+
+    MLX would compute parts that do not need each other side by side, and hold the logits of all of them. Here each chunk waits
+    for the one before it; on the way back logits are computed once more.
+
+    Args:
+        losses: of some tokens, [N].
+        own: what it depends on besides.
+        states: [M, E].
+        targets: [M] int32.
+
+    Returns:
+        [M] float32.
+    """
+    pieces = [slice(start, start + CHUNK) for start in range(0, len(targets), CHUNK)]
+
+    def after(x: mx.array, done: Any) -> mx.array:
+        arrays: list[tuple[str, mx.array]] = tree_flatten(done)  # type: ignore[assignment]
+        waiting: mx.array = mx.depends([x], [array for _, array in arrays])[0]
+        return waiting
+
+    @mx.custom_function
+    def run(own: Parameters, states: mx.array) -> mx.array:
+        found: list[mx.array] = []
+        for piece in pieces:
+            found.append(losses(own, after(states[piece], found[-1:]), targets[piece]))
+        return mx.concatenate(found)
+
+    @run.vjp
+    def back(primals: tuple[Parameters, mx.array], cotangent: mx.array, _: mx.array) -> tuple[Parameters, mx.array]:
+        own, states = primals
+        total: Parameters = tree_map(mx.zeros_like, own)
+        found: list[mx.array] = []
+        for piece in pieces:
+            gradient = mx.grad(lambda own, x, piece=piece: (losses(own, x, targets[piece]) * cotangent[piece]).sum(), (0, 1))
+            mine, new = gradient(own, after(states[piece], [found[-1:], total]))
+            total = tree_map(mx.add, total, mine)
+            found.append(new)
+        return total, mx.concatenate(found)
+
+    found: mx.array = run(own, states)  # type: ignore[assignment]
+    return found
 
 
 class Dropout:
@@ -188,13 +232,15 @@ def fresh(targets: Mapping[str, Target], ranks: Mapping[str, int], seed: int, do
     """Parameters that change nothing yet: A uniform in +-1 / sqrt(I), B zero, m the lengths of W's rows.
 
     Raises:
-        ValueError: DoRA for a bank of experts.
+        InputError: DoRA for a bank of experts.
     """
     found: Parameters = {}
     for path, key in zip(targets, mx.random.split(mx.random.key(seed), len(targets)), strict=True):
         *experts, outputs, inputs = targets[path].shape
         if experts and dora:
-            raise ValueError(f"{path} is a bank of experts, for which there is no DoRA")
+            raise InputError(
+                f"--use-dora: {path} is a bank of experts, for which there is no DoRA; leave it out of --target-modules"
+            )
         a = mx.random.uniform(-(inputs**-0.5), inputs**-0.5, (*experts, ranks[path], inputs), key=key)
         found[path] = {"a": a, "b": mx.zeros((*experts, outputs, ranks[path]))}
         if dora:

@@ -2,6 +2,9 @@
 
     m <- b1 m + (1 - b1) g      v <- b2 v + (1 - b2) g^2      w <- w - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + d w)
 
+Beside mlx.optimizers, whose AdamW keeps step and moments inside of an object: a run that goes on to the same bits wants them as
+what they are, a number and trees like the parameters', saved and compared with them (`optiq.lora.state`).
+
 Source: arXiv 1711.05101, algorithm 2; b1 = 0.9, b2 = 0.999, eps = 1e-8 as there and in PyTorch.
 """
 

@@ -14,6 +14,7 @@ from optiq.lora.targets import ALL
 METHODS = ("sft", "dpo")
 DPO_LOSSES = ("sigmoid", "ipo")
 SCHEDULES = ("cosine", "constant")
+INITS = ("random", "quantization-error")
 # Rank and alpha / rank. `reference` is the recipe of the reference product's published table.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {"rank": 8, "scale": 2.0},
@@ -50,6 +51,8 @@ class Settings:
         param_budget: parameters of all adapters; None: what the ranks take.
         rslora: s sqrt(r) instead of s at rank r, as PEFT's `use_rslora` with alpha = s r.
         dora: trained magnitudes.
+        init: one of `INITS`; see `optiq.lora.initial`.
+        base: the model before quantization, directory or hub id; for `init`.
         dropout: share of adapter inputs that become zero.
         target_modules: see `optiq.lora.targets.find`.
         num_layers: blocks from the end; -1: all.
@@ -91,6 +94,8 @@ class Settings:
     param_budget: int | None = None
     rslora: bool = False
     dora: bool = False
+    init: str = "random"
+    base: str | None = None
     dropout: float = 0.0
     target_modules: tuple[str, ...] = (ALL,)
     num_layers: int = -1
@@ -121,10 +126,12 @@ class Settings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        named = {"method": METHODS, "dpo_loss": DPO_LOSSES, "schedule": SCHEDULES, "all_turns": TURNS}
+        named = {"method": METHODS, "dpo_loss": DPO_LOSSES, "schedule": SCHEDULES, "all_turns": TURNS, "init": INITS}
         for key, known in named.items():
             if getattr(self, key) not in known:
                 raise InputError(f"{_flag(key)} {getattr(self, key)!r}: expected one of {', '.join(known)}")
+        if (self.init == "quantization-error") != (self.base is not None):
+            raise InputError("--init quantization-error and --base MODEL, the model before quantization, go together; give both")
         whole = ("rank", "batch_size", "accumulation", "report_every", "eval_every", "save_every")
         for key in whole + tuple(key for key in ("iters", "epochs") if getattr(self, key) is not None):
             if getattr(self, key) < 1:

@@ -24,9 +24,10 @@ from mlx.utils import tree_map
 from optiq import files
 from optiq.errors import InputError, ModelError
 from optiq.events import QUIET, Events
-from optiq.lora import batches, corpus, memory, optimizer, save, state
+from optiq.lora import batches, corpus, initial, memory, optimizer, save, state
 from optiq.lora import ranks as ranking
 from optiq.lora import targets as targeting
+from optiq.lora.adapters import MLX, PEFT
 from optiq.lora.batches import Batch
 from optiq.lora.layers import Part
 from optiq.lora.learner import Dropout, Learner, Parameters, fresh
@@ -36,6 +37,7 @@ from optiq.models import chat, load
 from optiq.models.hub import resolve
 
 LOG = "train.jsonl"
+OBSERVED = 16  # batches
 KEPT = ("step", "best_loss", "best_step", "bad", "loss", "log")  # of a `Progress`, beside its trees
 
 
@@ -141,19 +143,21 @@ class Trainer:
         self._per_epoch = math.ceil(len(self._groups) / settings.accumulation)
         self.settings = settings.with_steps(self._per_epoch)
         self._valid = self._validation()
+        self._count = targeting.parameters(learner.targets, ranks)
+        self._room = memory.predicted(learner, self._count, self.settings)
         self._gradient = mx.value_and_grad(self._loss)
         self.key = ""
 
     def train(self) -> Done:
         """All steps that are left, then the adapter."""
-        s, now = self.settings, self._start()
+        s, now = self.settings, self.start()
         begun, first, tokens = time.perf_counter(), now.step, 0
         mx.reset_peak_memory()
         stopped = False
         with self._events.stage("train", s.iters, "steps") as stage:
             stage.advance(now.step)
             while now.step < (s.iters or 0) and not stopped:
-                loss, used = self._step(now)
+                loss, used = self.step(now)
                 tokens += used
                 stage.advance(1, f"loss {loss:.4f}")
                 if now.step % s.report_every == 0 or now.step == s.iters:
@@ -201,7 +205,7 @@ class Trainer:
         groups = batches.groups(corpus.lengths(units), s.batch_size, room, s.packing, s.seed)
         return [self._batch(units, group) for group in (groups if s.val_batches < 0 else groups[: s.val_batches])]
 
-    def _start(self) -> Progress:
+    def start(self) -> Progress:
         """Where an interrupted run was, or the beginning."""
         s = self.settings
         found = None if s.overwrite else state.load(s.output, self.key, list(self._learner.targets))
@@ -213,10 +217,23 @@ class Trainer:
         if s.output.exists() and s.overwrite:
             files.remove_tree(s.output)
         parameters = fresh(self._learner.targets, self._ranks, s.seed, s.dora)
-        memory.announce(self._learner, parameters, s, self._events)
+        if s.base is not None:
+            with self._events.stage("initialise"):
+                parameters = initial.from_error(self._learner, parameters, self._observed(), resolve(s.base))
+        memory.announce(self._learner, self._count, s, self._events)
+        if any(part["a"].ndim == 3 for part in parameters.values()):
+            self._events.warn(
+                f"experts get adapters, for which PEFT has no form: {PEFT} will not be written; "
+                f"optiq and mlx-lm read {MLX}, and --target-modules can leave experts out"
+            )
         return Progress(parameters, tree_map(mx.zeros_like, parameters), tree_map(mx.zeros_like, parameters), parameters)
 
-    def _step(self, now: Progress) -> tuple[float, int]:
+    def _observed(self) -> list[Batch]:
+        """The batches on which the inputs of layers are looked at: the first ones of the run."""
+        order = batches.order(len(self._groups), self.settings.seed, 0)
+        return [self._batch(self._data.train.units, self._groups[i]) for i in order[:OBSERVED]]
+
+    def step(self, now: Progress) -> tuple[float, int]:
         """One optimizer step; the loss of its batches and their tokens."""
         s = self.settings
         epoch, at = divmod(now.step, self._per_epoch)
@@ -227,9 +244,10 @@ class Trainer:
         loss, gradients = 0.0, None
         for index, batch in enumerate(these):
             dropout = Dropout(s.dropout, (s.seed, now.step, index), list(now.parameters)) if s.dropout else None
-            found, new = self._gradient(now.parameters, batch, self._objective.prepare(batch), dropout, total)
-            gradients = new if gradients is None else tree_map(mx.add, gradients, new)
-            mx.eval(found, gradients)
+            with memory.bounded(self._room):
+                found, new = self._gradient(now.parameters, batch, self._objective.prepare(batch), dropout, total)
+                gradients = new if gradients is None else tree_map(mx.add, gradients, new)
+                mx.eval(found, gradients)
             self._finite(found, now, batch)
             loss += number(found)
         length = optimizer.norm(gradients)

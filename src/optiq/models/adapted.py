@@ -61,8 +61,8 @@ def weight_shape(layer: Any) -> tuple[int, ...]:
 
 
 def dense_weight(layer: Any) -> mx.array:
-    """The weight of a linear layer, plain or quantized, as float32 values [O, I]."""
-    if not isinstance(layer, nn.QuantizedLinear):
+    """The weight of a linear layer or a bank of experts, plain or quantized, as float32 values [O, I] or [E, O, I]."""
+    if "scales" not in layer:
         return layer["weight"].astype(mx.float32)
     values = mx.dequantize(
         layer["weight"], layer["scales"], layer.get("biases"), group_size=layer.group_size, bits=layer.bits, mode=layer.mode

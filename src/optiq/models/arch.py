@@ -133,8 +133,8 @@ def _scaled_dot_product_attention(stock: types.ModuleType) -> Any:
         if borders is None:
             return attention.attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
         found = []
-        for start, end in borders:
-            q, k, v = (x[:, :, start:end] for x in (queries, keys, values))
+        texts = zip(borders, *(segments.cut(x, borders, 2) for x in (queries, keys, values)), strict=True)
+        for (start, end), q, k, v in texts:
             seen = mask[..., start:end, start:end] if isinstance(mask, mx.array) else mask
             found.append(attention.attention(q, k, v, scale=scale, mask=seen, sinks=sinks))
         return mx.concatenate(found, axis=2)

@@ -171,7 +171,7 @@ class GatedDeltaNet:
         parts = mixer_parts(self)
         borders = segments.borders(inputs.shape[1]) if cache is None else None
         if borders is not None:
-            pieces = [[x[:, start:end] for x in (qkv, z, a, b)] for start, end in borders]
+            pieces = zip(*(segments.cut(x, borders, 1) for x in (qkv, z, a, b)), strict=True)
             return self.out_proj(mx.concatenate([gated_delta.mixer(*piece, **parts)[0] for piece in pieces], axis=1))
         y, new_tail, new_state = gated_delta.mixer(qkv, z, a, b, **parts, tail=tail, state=state, mask=mask, ends=lengths)
         if cache is not None:

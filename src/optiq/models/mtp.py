@@ -7,6 +7,7 @@ to config.json tell readers of the file how it is coded. Layout and config keys:
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from optiq.models.checkpoint import Checkpoint
 from optiq.models.save import write_safetensors
 
 FILE = "mtp.safetensors"
+FILES = (f"optiq/{FILE}", FILE, "mtp/weights.safetensors", "model-mtp.safetensors")  # where side files have been seen
 PREFIX = "mtp."
 BITS = 4
 GROUP_SIZE = 64
@@ -71,6 +73,25 @@ def write(checkpoint: Checkpoint, out: Path, encode: Encode) -> dict[str, Any]:
         "mlx_lm_extra_tensors": {"mtp_file": FILE},
         "mtp_num_hidden_layers": layers,
     }
+
+
+def carry(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
+    """Bring the head along into another directory: a side file as it is, else the checkpoint's own tensors as they are.
+
+    Returns:
+        The entries for config.json; none where the source's config has them, or there is no head.
+    """
+    for name in FILES:
+        if (checkpoint.path / name).is_file():
+            (out / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(checkpoint.path / name, out / name)
+            return {}
+    found = names(checkpoint)
+    if not found:
+        return {}
+    raw = checkpoint.raw()
+    write_safetensors(out / FILE, {name: raw[name] for name in found}, {"format": "mlx"})
+    return {"mtp_file": FILE, "mtp_tensor_count": len(found), "mlx_lm_extra_tensors": {"mtp_file": FILE}}
 
 
 def _projection(name: str, value: mx.array) -> bool:

@@ -27,9 +27,8 @@ from optiq.models import arch, layers
 from optiq.models.caches import Caches, growing_cache
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.forward import Halves
-from optiq.models.mtp import FILE, PREFIX
+from optiq.models.mtp import FILE, FILES, PREFIX
 
-FILES = (f"optiq/{FILE}", FILE, "mtp/weights.safetensors", "model-mtp.safetensors")  # where side files have been seen
 VOCABULARY = 32768  # token ids to guess among: a quarter of a step's time becomes a thirtieth where there are 248,320
 _FAMILY = "qwen3_5"
 
