@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from nicegui import ui
+from nicegui.elements.mixins.value_element import ValueElement
 from nicegui.events import ValueChangeEventArguments
 
 from optiq.errors import OptiqError
@@ -49,6 +51,7 @@ class _Screen:
         self.bench, self.choices = bench, Choices()
         self.study: Study | None = None
         self.budget = 5.0
+        self.fields: dict[str, ValueElement[Any]] = {}
         with section("Model"):
             self.picker = ModelPicker(
                 bench.library, "Checkpoint, its path or hub id", model, accept=lambda one: not one.quantized, chosen=self.open
@@ -60,16 +63,18 @@ class _Screen:
         with folded("How it is measured and coded"), box("grid"):
             fields = (("candidate_bits", "Widths to choose from"), ("group_sizes", "Group sizes"))
             for name, label in fields:
-                ui.input(label, value=getattr(self.choices, name), on_change=self._chosen(name)).props("outlined dense")
+                self.fields[name] = ui.input(label, value=getattr(self.choices, name), on_change=self._chosen(name))
             for name, label, known in (
                 ("sensitivity", "Sensitivity", ["fisher", "kl", "static"]),
                 ("encoder", "Encoder", ["gptq", "search", "rtn"]),
             ):
                 chosen = ui.select(known, label=label, value=getattr(self.choices, name), on_change=self._chosen(name))
-                chosen.props("outlined dense options-dense").props["aria-label"] = label
-            ui.number("Calibration rows per domain", value=self.choices.samples, min=1, on_change=self._chosen("samples")).props(
-                "outlined dense"
-            )
+                chosen.props["aria-label"] = label
+                self.fields[name] = chosen
+            rows = ui.number("Calibration rows per domain", value=self.choices.samples, min=1, on_change=self._chosen("samples"))
+            self.fields["samples"] = rows
+            for field in self.fields.values():
+                field.props("outlined dense options-dense")
 
     def _chosen(self, name: str) -> Callable[[ValueChangeEventArguments[Any]], None]:
         def keep(event: ValueChangeEventArguments[Any]) -> None:
@@ -96,12 +101,20 @@ class _Screen:
         if not model:
             return
         self.study = Study.of(self.bench.place, model)
+        self._remember()
         with self.body:
             with section("Sensitivity"):
                 self._sensitivity()
             self.rest = box("stack")
         if self.study.table.exists():
             await self._budget()
+
+    def _remember(self) -> None:
+        """Take up the choices that the table was measured with, so that conversions begin where it ended."""
+        assert self.study is not None
+        measured = self.study.jobs(self.bench.queue, MEASURE)
+        for name, value in (measured[0].facts.get("choices") or {}).items() if measured else ():
+            self.fields[name].set_value(value)
 
     def _sensitivity(self) -> None:
         assert self.study is not None
@@ -131,7 +144,7 @@ class _Screen:
     async def _start_measure(self) -> None:
         assert self.study is not None
         model = self.study.model
-        facts = {"model": model, "what": MEASURE}
+        facts = {"model": model, "what": MEASURE, "choices": asdict(self.choices)}
         if self._queue(f"Measure {self.picker_title()}", self.study.measure_words(self.choices), facts):
             self.body.clear()
             with self.body:
@@ -147,7 +160,7 @@ class _Screen:
     def _measured(self, job: Job, log: Log) -> None:
         ui.timer(0.1, partial(self.open, str(job.facts["model"])), once=True)
 
-    def _queue(self, title: str, command: list[str], facts: Mapping[str, str]) -> bool:
+    def _queue(self, title: str, command: list[str], facts: Mapping[str, Any]) -> bool:
         try:
             job = self.bench.queue.add(title, command, facts)
         except OptiqError as error:

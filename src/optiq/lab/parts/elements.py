@@ -101,9 +101,8 @@ def _cell(cell: Any, classes: str, label: str) -> None:
 
 def button(text: str, act: Any, kind: str = "plain", label: str = "", icon: str | None = None) -> ui.button:
     """A button; ``kind`` is main, plain, quiet or danger; ``label`` is what a screen reader says where the text is not enough."""
-    props = {"main": "unelevated color=primary", "plain": "outline color=primary", "quiet": "flat color=primary"}
-    made = ui.button(text, on_click=act, icon=icon, color=None)
-    made.props(f"no-caps {props.get(kind, 'flat color=negative')}")
+    shape = {"main": "unelevated", "plain": "outline"}.get(kind, "flat")
+    made = ui.button(text, on_click=act, icon=icon, color=None).props(f"no-caps {shape}").classes(f"act-{kind}")
     if label:
         made.props["aria-label"] = line(label)
     return made
