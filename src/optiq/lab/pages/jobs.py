@@ -49,7 +49,7 @@ def _lists(bench: Workbench) -> None:
 def _open_jobs(bench: Workbench, jobs: list[Job]) -> None:
     with section("Running and waiting"):
         if not jobs:
-            paragraph("Nothing runs. Quantize, Fine-tune and Evaluate start jobs.", "soft")
+            paragraph("Nothing runs. The other screens start jobs.", "soft")
         for job in jobs:
             JobView(bench.queue, job.id)
 

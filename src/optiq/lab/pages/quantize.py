@@ -264,11 +264,10 @@ class _Screen:
         assert self.study is not None
         measured = "–" if one.measured is None else f"{one.measured:.5f}"
         interval = f" ({one.interval[0]:.5f} to {one.interval[1]:.5f})" if one.interval else ""
-        name, other = quote(one.output, safe=""), quote(self.study.model, safe="")
+        name = quote(one.output, safe="")
 
         def actions() -> None:
             with box("bar"):
-                link_button("Compare", f"/compare?first={other}&second={name}", f"Compare {line(one.output)} with the base")
                 link_button("Serve", f"/server?model={name}", f"Serve {line(one.output)}")
 
         def where() -> None:
