@@ -21,6 +21,8 @@ def test_from_data_to_a_merged_adapter(tmp_path: Path, capsys: pytest.CaptureFix
     data = folder(tmp_path / "data", 3, 1)
     _, checked = run(capsys, "check", TINY, "--data", data)
     assert checked["train"]["samples"] == 3 and checked["valid"]["samples"] == 1 and len(checked["shown"]) == 1
+    pieces = checked["shown"][0]["pieces"]
+    assert [carries for _, carries in pieces] == [False, True] and "stone" in pieces[1][0]
     words = ["train", TINY, "--data", data, "--preset", "reference", "--rank", "2", "--iters", "2", "--max-seq-length", "48"]
     code, done = run(capsys, *words, "-o", tmp_path / "a")
     assert code == 0 and set(done["ranks"].values()) == {8} and done["steps"] == 2

@@ -2,12 +2,13 @@
 
 from types import ModuleType
 
-from optiq.lab.pages import chat, jobs, models, quantize, server
+from optiq.lab.pages import chat, finetune, jobs, models, quantize, server
 from optiq.registry import Table
 
 PAGES: Table[ModuleType] = Table("page")
 PAGES.add("models", models)
 PAGES.add("chat", chat)
 PAGES.add("quantize", quantize)
+PAGES.add("fine-tune", finetune)
 PAGES.add("server", server)
 PAGES.add("jobs", jobs)

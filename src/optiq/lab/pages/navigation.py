@@ -18,6 +18,7 @@ SCREENS = (
     Screen("Models", "/", "inventory_2"),
     Screen("Chat", "/chat", "forum"),
     Screen("Quantize", "/quantize", "tune"),
+    Screen("Fine-tune", "/fine-tune", "school"),
     Screen("Server", "/server", "dns"),
     Screen("Jobs", "/jobs", "list_alt"),
 )
