@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from optiq.lab.pages import chat, finetune, jobs, models, quantize, server
+from optiq.lab.pages import chat, evaluate, finetune, jobs, models, quantize, server
 from optiq.registry import Table
 
 PAGES: Table[ModuleType] = Table("page")
@@ -10,5 +10,6 @@ PAGES.add("models", models)
 PAGES.add("chat", chat)
 PAGES.add("quantize", quantize)
 PAGES.add("fine-tune", finetune)
+PAGES.add("evaluate", evaluate)
 PAGES.add("server", server)
 PAGES.add("jobs", jobs)

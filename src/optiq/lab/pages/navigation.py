@@ -19,6 +19,7 @@ SCREENS = (
     Screen("Chat", "/chat", "forum"),
     Screen("Quantize", "/quantize", "tune"),
     Screen("Fine-tune", "/fine-tune", "school"),
+    Screen("Evaluate", "/evaluate", "checklist"),
     Screen("Server", "/server", "dns"),
     Screen("Jobs", "/jobs", "list_alt"),
 )
