@@ -18,6 +18,7 @@ SCREENS = (
     Screen("Models", "/", "inventory_2"),
     Screen("Chat", "/chat", "forum"),
     Screen("Quantize", "/quantize", "tune"),
+    Screen("KV cache", "/kv-cache", "memory"),
     Screen("Fine-tune", "/fine-tune", "school"),
     Screen("Evaluate", "/evaluate", "checklist"),
     Screen("Server", "/server", "dns"),
