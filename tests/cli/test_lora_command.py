@@ -36,6 +36,19 @@ def test_from_data_to_a_merged_adapter(tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 2 and "holds an adapter already" in failed["error"]["message"]
 
 
+def test_a_reply_with_an_adapter_is_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", TINY, "--data", folder(tmp_path / "data", 2, 1), "--iters", "3", "--lr", "0.02", "--num-layers", "2"]
+    run(capsys, *words, "--max-seq-length", "48", "-o", tmp_path / "a")
+    texts = []
+    for adapter in ([], ["--adapter", str(tmp_path / "a")]):
+        asked = ["generate", str(TINY), "--prompt", "What do you see?", "--temp", "0", "--max-tokens", "8", *adapter]
+        assert main([*asked, "--json", "--events", "quiet"]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] != texts[1]
+    assert main(["generate", str(TINY), "--prompt", "x", "--adapter", str(tmp_path), "--events", "quiet"]) == 2
+    assert "adapter_config.json" in capsys.readouterr().err
+
+
 def test_what_carries_loss_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lora", "check", str(TINY), "--data", str(folder(tmp_path / "data", 2, 1))]) == 0
     out = capsys.readouterr().out

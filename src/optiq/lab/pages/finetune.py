@@ -129,7 +129,7 @@ class _Screen:
 
     async def _take(self, event: UploadEventArguments) -> None:
         file = Path(event.file.name)
-        path = free_name(self.bench.place.folder("data"), f"{slug(file.stem)}.jsonl")
+        path = free_name(self.bench.place.folder("data"), slug(file.stem), ".jsonl")
         await event.file.save(path)
         self.fields.put("data", str(path))
         say(f"kept as {path}")

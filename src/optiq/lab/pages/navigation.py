@@ -17,6 +17,7 @@ class Screen:
 SCREENS = (
     Screen("Models", "/", "inventory_2"),
     Screen("Chat", "/chat", "forum"),
+    Screen("Compare", "/compare", "compare"),
     Screen("Quantize", "/quantize", "tune"),
     Screen("KV cache", "/kv-cache", "memory"),
     Screen("Fine-tune", "/fine-tune", "school"),
