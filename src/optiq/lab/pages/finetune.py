@@ -16,7 +16,7 @@ from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.log import Log
 from optiq.lab.pages.frame import frame
 from optiq.lab.parts.command import CommandBox
-from optiq.lab.parts.elements import box, button, folded, heading, link_button, note, paragraph, say, section, table, words
+from optiq.lab.parts.elements import box, button, folded, heading, link_button, note, paragraph, say, section, size, table, words
 from optiq.lab.parts.examples import examples
 from optiq.lab.parts.fields import Fields
 from optiq.lab.parts.jobform import JobForm, Order
@@ -222,7 +222,16 @@ class _Screen:
             paragraph(
                 "Writes a model that needs no adapter; layers that it touches are coded again, and what that costs is measured."
             )
-            JobForm(self.bench.queue, FUSE, order, str, "Fuse")
+            JobForm(self.bench.queue, FUSE, order, str, "Fuse", ended=self._fused)
+
+    def _fused(self, job: Job, log: Log) -> None:
+        """Say where the model is, and what coding it again cost."""
+        if log.result is None:
+            return
+        kl = log.result.get("kl")
+        cost = f"; {kl['mean']:.3g} nats per token from model and adapter" if kl else ""
+        with self.opened:
+            note(f"{log.result['output']}, {size(log.result['bytes'])}{cost}", "good")
 
 
 class _Merge:
