@@ -44,6 +44,15 @@ def test_other_sensitivities_give_working_models(model: Path, tmp_path: Path, se
     assert done.plan["measured"]["mean"] > 0
 
 
+def test_measuring_alone_leaves_the_table_of_a_conversion(model: Path, plain: pipeline.Converted, tmp_path: Path) -> None:
+    done = quick.converted(model, tmp_path / "out", measure_only=True)
+    assert [entry.name for entry in done.path.iterdir()] == ["sensitivity.json"] and done.plan["tensors"] > 0
+    found, whole = table.load(done.path), table.load(plain.path)
+    assert found.items == whole.items and found.fixed_bytes == whole.fixed_bytes
+    again = quick.converted(model, tmp_path / "out", measure_only=True, overwrite=True)
+    assert table.load(again.path).items == found.items
+
+
 def test_static_without_verification_runs_no_model_at_all(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optiq.quantize.pipeline.text", lambda *_: pytest.fail("text was asked for"))
     done = quick.converted(model, tmp_path / "out", sensitivity="static", encoder="search", verify=False)

@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines", action="store_true", help="also write stock uniform models of the nearest sizes, and compare"
     )
+    parser.add_argument(
+        "--measure-only", action="store_true", help="write nothing but OUT/sensitivity.json, for `optiq plan` and the workbench"
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not measure the KL of the result")
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="continue an interrupted run (default)"
@@ -71,6 +74,11 @@ def run(args: argparse.Namespace, events: Events) -> int:
     from optiq.quantize import pipeline
 
     done = pipeline.run(settings(args), events)
+    if args.measure_only:
+        measured = done.plan
+        text = f"{measured['tensors']} tensors of {measured['base_model']} measured: {measured['sensitivity']}"
+        show(args, events, {"output": str(done.path), **measured}, text)
+        return 0
     show(args, events, {"output": str(done.path), **done.plan}, report(done.path, done.plan))
     return 0
 
@@ -98,6 +106,7 @@ def settings(args: argparse.Namespace) -> Any:
         verify=not args.no_verify,
         resume=args.resume,
         overwrite=args.overwrite,
+        measure_only=args.measure_only,
         work=Path(args.work).expanduser() if args.work else None,
     )
 

@@ -36,6 +36,7 @@ COMMANDS.add("kv-cache", ("optiq.cli.kv_cache", "choose the bits of key/value ca
 COMMANDS.add("lora", ("optiq.cli.lora", "train adapters on a model, quantized or not, and put them together"))
 COMMANDS.add("generate", ("optiq.cli.generate", "write text with a model: one reply, or a conversation"))
 COMMANDS.add("serve", ("optiq.cli.serve", "serve a model to OpenAI's and Anthropic's clients"))
+COMMANDS.add("lab", ("optiq.cli.lab", "open the workbench in the browser"))
 COMMANDS.add("bench", ("optiq.cli.bench", "measure how fast a model reads and writes on this machine"))
 COMMANDS.add("eval", ("optiq.cli.eval", "score a model on six tasks, with intervals and paired tests"))
 COMMANDS.add("compare", ("optiq.cli.compare", "put models beside one of them: size, divergence, texts, flips"))

@@ -40,7 +40,7 @@ DISAGREEMENT = 2.0  # predicted and measured KL on dev may differ by this factor
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: where it is, and the content of its plan.json."""
+    """A finished conversion: where it is, and the content of its plan.json (of a measurement alone: of its table)."""
 
     path: Path
     plan: dict[str, Any]
@@ -99,6 +99,8 @@ def _run(
 
     found = stages.statistics(job) if settings.sensitivity == "fisher" else None
     items = stages.damage_table(job, found)
+    if settings.measure_only:
+        return Converted(settings.output, writing.write_table(job, items, layout))
     items, kept_notes = request.narrowed(settings, stream.topology, items)
     notes += fallback_notes(items, settings.group_sizes) + kept_notes
     plan = solve(job, items, layout)

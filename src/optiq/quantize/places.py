@@ -55,10 +55,10 @@ def check_source(settings: Settings, source: Path) -> None:
 
 
 def replaceable(path: Path) -> bool:
-    """Whether a directory may be replaced: it is empty, or a model is all that it looks like."""
+    """Whether a directory may be replaced: it is empty, or a model or a measured table is all that it looks like."""
     if not path.is_dir():
         return False
-    if not any(path.iterdir()):
+    if {entry.name for entry in path.iterdir()} <= {"sensitivity.json"}:
         return True
     return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 

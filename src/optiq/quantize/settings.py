@@ -39,6 +39,7 @@ class Settings:
         verify: measure the true divergence of the result.
         resume: go on from what an earlier run left in the work directory.
         overwrite: replace an existing output directory.
+        measure_only: end with the damage table, written as `sensitivity.json` into the output.
         work: directory for the stages' files; None: beside the output, removed at the end.
     """
 
@@ -61,6 +62,7 @@ class Settings:
     verify: bool = True
     resume: bool = True
     overwrite: bool = False
+    measure_only: bool = False
     work: Path | None = None
 
     def __post_init__(self) -> None:

@@ -51,7 +51,8 @@ def write(job: Job, result: Result) -> dict[str, Any]:
             plan["baselines"] = baselines.compare(job, result.plan.bpw)
         metadata = _metadata(job, result, extra)
         (out / "optiq").mkdir()
-        facts = _table_facts(job, result)
+        unquantized = [c.name for c in result.plan.choices if c.bits == UNQUANTIZED_BITS]
+        facts = _table_facts(job, result.layout, unquantized)
         table.save(out / "optiq" / "sensitivity.json", result.items, facts)
         files.write_json(out / "optiq" / "plan.json", plan)
         files.write_json(out / "optiq" / "metadata.json", metadata)
@@ -174,7 +175,20 @@ def _reference_name(job: Job) -> str:
     return "uniform_4bit" if job.reference is not job.source else "bf16"
 
 
-def _table_facts(job: Job, result: Result) -> dict[str, Any]:
+def write_table(job: Job, items: list[Item], layout: directory.Layout) -> dict[str, Any]:
+    """Write the damage table alone, for `optiq plan`; what is left to say of it."""
+    out = job.settings.output
+    with job.events.stage("write"), files.building(out, overwrite=job.settings.overwrite) as folder:
+        table.save(folder / "sensitivity.json", items, _table_facts(job, layout, []))
+    return {
+        "base_model": job.source.name,
+        "sensitivity": str(out / "sensitivity.json"),
+        "tensors": len(items),
+        "params": sum(item.params for item in items),
+    }
+
+
+def _table_facts(job: Job, layout: directory.Layout, unquantized: list[str]) -> dict[str, Any]:
     s = job.settings
     tokens = job.text.calibration if job.text else None
     return {
@@ -186,7 +200,7 @@ def _table_facts(job: Job, result: Result) -> dict[str, Any]:
         "group_sizes": list(s.group_sizes),
         "group_size": 64 if 64 in s.group_sizes else s.group_sizes[0],
         "tokens": {"sha256": tokens.sha256, "n": len(tokens.ids), "length": int(tokens.ids.shape[1])} if tokens else None,
-        "fixed_bytes": result.layout.fixed_bytes,
-        "header_bytes": result.layout.header_bytes(),
-        "unquantized": [c.name for c in result.plan.choices if c.bits == UNQUANTIZED_BITS],
+        "fixed_bytes": layout.fixed_bytes,
+        "header_bytes": layout.header_bytes(),
+        "unquantized": unquantized,
     }

@@ -1,0 +1,1 @@
+"""Conversations: kept in SQLite, turned into requests, exported. Knows no pages."""

@@ -1,0 +1,119 @@
+// The turns of a conversation, as plain DOM. Every text is set as text; fences of code become <pre>, nothing becomes markup.
+const NEAR_END = 80; // pixels from the end within which the view follows what is written
+
+function element(tag, classes, text) {
+  const made = document.createElement(tag);
+  if (classes) made.className = classes;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function fill(place, text) {
+  const parts = text.split(/^```.*$/m);
+  place.replaceChildren(
+    ...parts.map((part, n) => {
+      const code = n % 2 === 1;
+      const made = element(code ? "pre" : "div", code ? "turn-code" : "turn-text", code ? part.replace(/^\n|\n$/g, "") : part.trim());
+      if (code) made.tabIndex = 0;
+      return made;
+    }),
+  );
+}
+
+export default {
+  template: `<div role="log" aria-label="Conversation" aria-live="off"></div>`,
+  created() {
+    this.turns = new Map();
+    this.text = "";
+    this.thought = "";
+  },
+  methods: {
+    show(turns) {
+      this.turns.clear();
+      this.$el.replaceChildren(...turns.map((turn) => this.made(turn)));
+      this.toEnd();
+    },
+    add(turn) {
+      this.text = this.thought = "";
+      this.$el.append(this.made(turn));
+      this.toEnd();
+    },
+    append(content, reasoning) {
+      const follow = this.atEnd();
+      const turn = this.turns.get(0);
+      if (!turn) return;
+      if (reasoning) {
+        this.thought += reasoning;
+        turn.thinking.hidden = false;
+        turn.thinking.lastChild.textContent = this.thought;
+      }
+      if (content) {
+        this.text += content;
+        if (this.text.includes("```")) fill(turn.body, this.text);
+        else {
+          if (!turn.body.firstChild) turn.body.append(element("div", "turn-text"));
+          turn.body.firstChild.append(this.text === content ? content.trimStart() : content);
+        }
+      }
+      if (follow) this.toEnd();
+    },
+    end(turn) {
+      const follow = this.atEnd();
+      const old = this.turns.get(0);
+      const open = old && old.thinking.open;
+      this.turns.delete(0);
+      const made = this.made(turn);
+      if (open) this.turns.get(turn.id).thinking.open = true;
+      if (old) old.root.replaceWith(made);
+      else this.$el.append(made);
+      if (follow) this.toEnd();
+    },
+    cut(first) {
+      for (const [id, turn] of [...this.turns]) {
+        if (id >= first || id === 0) {
+          turn.root.remove();
+          this.turns.delete(id);
+        }
+      }
+    },
+    made(turn) {
+      const root = element("article", `turn turn-${turn.role === "user" ? "user" : "other"}`);
+      root.setAttribute("aria-label", turn.role === "user" ? "You" : "Reply");
+      const thinking = element("details", "folded");
+      thinking.append(element("summary", "", "Thinking"), element("div", "turn-thinking", turn.reasoning));
+      thinking.hidden = !turn.reasoning;
+      const body = element("div", "turn-body");
+      if (turn.content) fill(body, turn.content);
+      root.append(...turn.files.map((name) => element("div", "turn-file soft", name)), thinking, body);
+      for (const card of turn.cards) {
+        const made = element("details", "folded turn-card");
+        made.append(element("summary", "", card.title), element("pre", "log", card.text));
+        root.append(made);
+      }
+      const foot = element("div", "turn-foot soft");
+      foot.append(element("span", "", turn.footer));
+      if (turn.id) {
+        foot.append(this.button("Copy", () => navigator.clipboard.writeText(turn.content)));
+        const what = turn.role === "user" ? "edit" : "again";
+        foot.append(this.button(what === "edit" ? "Edit" : "Regenerate", () => this.$emit("act", { what, id: turn.id })));
+      }
+      root.append(foot);
+      this.turns.set(turn.id, { root, thinking, body });
+      return root;
+    },
+    button(text, act) {
+      const made = element("button", "turn-button", text);
+      made.type = "button";
+      made.addEventListener("click", act);
+      return made;
+    },
+    atEnd() {
+      const page = document.documentElement;
+      return page.scrollHeight - page.scrollTop - page.clientHeight < NEAR_END;
+    },
+    toEnd() {
+      const page = document.documentElement;
+      page.scrollTop = page.scrollHeight;
+    },
+  },
+};
