@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -41,6 +42,7 @@ STOCK_TOKENS = 128  # stock mlx-lm takes seconds for these
 KILLS = ((3, 7), (1, 2, 9), (5,), (4, 6, 8), (10,))  # logged steps after which a run is killed
 PAIR_LENGTH = 1024  # no pair is longer
 DPO = ("--method", "dpo", "--max-seq-length", PAIR_LENGTH, "--rank", 8, "--lr", "5e-4", "--num-epochs", 2, "--val-batches", -1)
+FACTS = ("commit", "steps", "parameters", "loss", "valid_loss", "best_step", "tokens", "seconds", "peak_bytes")
 VOCABULARY = 4000  # ids are drawn below this
 
 
@@ -227,7 +229,7 @@ def dpo(settings: argparse.Namespace) -> dict[str, Any]:
     """An adapter trained on preferences, and its margins on pairs that were held out."""
     model, data = runs.quantized(), runs.pairs()
     done = runs.train("dpo", model, data, *DPO)
-    return {"run": done, "margins": lora_checks.margins(model, Path(done["adapter"]), data, 0.1, PAIR_LENGTH)}
+    return {"run": facts(done), "margins": lora_checks.margins(model, Path(done["adapter"]), data, 0.1, PAIR_LENGTH)}
 
 
 def dpo_bars(part: dict[str, Any]) -> list[Bar]:
@@ -242,7 +244,13 @@ def dpo_bars(part: dict[str, Any]) -> list[Bar]:
 def _run(name: str, model: Path, seed: int, *options: object) -> dict[str, Any]:
     done = runs.train(f"{name}-{seed}", model, runs.task(), *LEARNING, "--rank-scaling", "constant", "--seed", seed, *options)
     print(f"{name}, seed {seed}: {done['valid_loss']:.4f} at step {done['best_step']}", file=sys.stderr, flush=True)
-    return done
+    return facts(done)
+
+
+def facts(done: dict[str, Any]) -> dict[str, Any]:
+    """What of a run is kept in the result."""
+    counts = Counter(done["ranks"].values())
+    return {key: done[key] for key in FACTS} | {"layers_by_rank": {str(rank): counts[rank] for rank in sorted(counts)}}
 
 
 def _scaled(name: str) -> list[dict[str, Any]]:
