@@ -23,7 +23,7 @@ from optiq.evals.tasks.ifeval import IfEval
 
 WORKER = Path(__file__).parent / "lm_eval_worker.py"
 ONE_SIGN = "keywords:letter_frequency"
-RUNS = 3  # of lm-eval's scorers: a verdict that another run does not repeat is none
+REPEATS = 40  # of lm-eval's scorer where it disagrees: a verdict that it does not repeat is none
 
 
 def gsm8k_verdict(row: dict[str, Any]) -> Any:
@@ -73,28 +73,27 @@ def golden_bars(part: dict[str, Any]) -> list[Bar]:
 def lm_eval(_: Any) -> dict[str, Any]:
     """lm-eval's verdicts on 500 answers of each task."""
     answers = {"gsm8k": evals_answers.gsm8k(harness.SHARED), "ifeval": evals_answers.ifeval(harness.SHARED)}
-    verdicts = {name: [_asked(name, rows) for _ in range(RUNS)] for name, rows in answers.items()}
+    verdicts = {name: _asked(name, rows) for name, rows in answers.items()}
     found: dict[str, list[dict[str, Any]]] = {"gsm8k": [], "ifeval": []}
-    for row, theirs in zip(answers["gsm8k"], verdicts["gsm8k"][0], strict=True):
+    for row, theirs in zip(answers["gsm8k"], verdicts["gsm8k"], strict=True):
         ours = gsm8k_verdict(row)
         used = theirs["strict-match" if theirs["strict-match"]["said"] != "[invalid]" else "flexible-extract"]
         if ours.correct != bool(used["score"]):
             why = why_gsm8k(row["answer"], ours.correct, ours.details["gold"], used["said"])
             found["gsm8k"].append({"end": row["answer"][-80:], "ours": ours.correct, "lm_eval_took": used["said"], "why": why})
     counts = {"gsm8k": len(answers["gsm8k"]), "ifeval": 0}
-    for row, *runs in zip(answers["ifeval"], *verdicts["ifeval"], strict=True):
+    for row, theirs in zip(answers["ifeval"], verdicts["ifeval"], strict=True):
         ours = ifeval_verdict(row["row"], row["answer"])
-        for side in ("strict", "loose"):
-            counts["ifeval"] += len(ours["kinds"])
-            for n, (a, b) in enumerate(zip(ours[side], runs[0][side], strict=True)):
-                if a != b:
-                    kind, given = ours["kinds"][n], row["row"]["kwargs"][n]
-                    why = (
-                        "its verdict differs from run to run"
-                        if any(run[side][n] != b for run in runs)
-                        else why_ifeval(kind, given)
-                    )
-                    found["ifeval"].append({"key": row["row"]["key"], "side": side, "kind": kind, "ours": a, "why": why})
+        counts["ifeval"] += 2 * len(ours["kinds"])
+        places = [(side, n) for side in ("strict", "loose") for n, a in enumerate(ours[side]) if a != theirs[side][n]]
+        again = _asked("ifeval", [row] * REPEATS) if places else []
+        for side, n in places:
+            verdict, kind = theirs[side][n], ours["kinds"][n]
+            repeated = sum(run[side][n] == verdict for run in again)
+            why = why_ifeval(kind, row["row"]["kwargs"][n])
+            if repeated < REPEATS:
+                why = f"its verdict differs from run to run: the same in {repeated} of {REPEATS}"
+            found["ifeval"].append({"key": row["row"]["key"], "side": side, "kind": kind, "ours": ours[side][n], "why": why})
     return {"counts": counts, "answers": evals_answers.ANSWERS, "disagreements": found}
 
 

@@ -11,9 +11,9 @@ import mlx.core as mx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI, pydantic_function_tool
-from openai_clients import client, plain
 from pydantic import BaseModel, Field
 
+from openai_clients import client, plain
 from optiq.models.load import load
 from serve_locally import TINY, app_of, listening, tiny_engine, tiny_served, wait_until
 
