@@ -8,13 +8,16 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from optiq.sandbox import Outcome, Policy, Runner
+from optiq.sandbox.launch import NOBODY
 from optiq.sandbox.runner import LAUNCHERS, _working
 
 SHORT = Policy(seconds=20, cpu_seconds=5)
@@ -69,6 +72,74 @@ def secret() -> Iterator[Path]:
     path.unlink()
 
 
+def test_programs_inherit_no_settings_of_the_starter(runner: Runner) -> None:
+    assert run(runner, "class A:\n    x: int\nprint(A.__annotations__['x'] is int)").stdout == "True\n"
+
+
+@pytest.mark.parametrize("code", [127, 200, 255])
+def test_exit_codes_are_not_taken_for_signals(runner: Runner, code: int) -> None:
+    assert run(runner, f"import os\nos._exit({code})").code == code
+
+
+def test_signals_are_told(runner: Runner) -> None:
+    assert run(runner, "import os\nos.kill(os.getpid(), 11)").code == -11
+
+
+def test_a_program_holds_its_three_files_alone(runner: Runner) -> None:
+    program = """
+        import os
+        for descriptor in range(256):
+            try:
+                os.fstat(descriptor)
+                print(descriptor)
+            except OSError:
+                pass
+    """
+    assert run(runner, program).stdout.split() == ["0", "1", "2"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory files are Linux's")
+def test_the_input_cannot_be_written(runner: Runner) -> None:
+    refused(run(runner, "import os\nos.write(0, b'x')"), "OSError", "PermissionError")
+    refused(run(runner, "import os\nos.ftruncate(0, 1 << 20)"), "OSError", "PermissionError")
+
+
+def test_input_and_output_of_any_size_and_kind(runner: Runner) -> None:
+    text = "ä0123456789" * 200_000
+    policy = Policy(seconds=20, output_bytes=8 << 20)
+    assert runner.run("import sys\nsys.stdout.write(sys.stdin.read())", policy, stdin=text).stdout == text
+    assert run(runner, "import sys\nsys.stdout.buffer.write(bytes(range(256)))").stdout.startswith("\0\1\2")
+    assert run(runner, "import sys\nsys.stdin.read(10)\nprint('so')").stdout == "so\n"
+
+
+def test_output_is_cut_at_the_end_as_well(runner: Runner) -> None:
+    found = run(runner, "import os\nos.write(1, b'x' * 30_000)\nos._exit(0)", Policy(seconds=20, output_bytes=20_000))
+    assert (found.stopped, len(found.stdout)) == ("output", 20_000)
+
+
+def test_closed_pipes_end_neither_the_program_nor_its_watch(runner: Runner) -> None:
+    closes = "import os, time\nos.close(1)\nos.close(2)\ntime.sleep({})\nos._exit(7)"
+    assert run(runner, closes.format(0.3)).code == 7
+    assert run(runner, closes.format(60), Policy(seconds=1)).stopped == "time"
+
+
+def test_programs_at_once_do_not_meet(runner: Runner) -> None:
+    def one(number: int) -> list[Outcome]:
+        program = f"import os, sys\nopen('{number}', 'w').close()\nprint(*os.listdir(), sys.stdin.read())"
+        return [runner.run(program, SHORT, stdin=f"given {number}") for _ in range(2)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for number, found in enumerate(pool.map(one, range(8))):
+            assert [(run.code, run.stdout) for run in found] == [(0, f"{number} given {number}\n")] * 2, found
+
+
+def test_another_thread_can_end_a_run(runner: Runner) -> None:
+    cancelled = threading.Event()
+    threading.Timer(0.5, cancelled.set).start()
+    found = runner.run("import time\ntime.sleep(60)", Policy(seconds=60), cancelled=cancelled)
+    assert (found.stopped, found.code) == ("cancelled", None) and found.seconds < 20
+
+
 def test_home_cannot_be_read(runner: Runner, secret: Path) -> None:
     refused(run(runner, f"print(open({str(secret)!r}).read())"), "FileNotFoundError", "PermissionError")
     refused(run(runner, f"import os\nprint(os.listdir({str(secret.parent)!r}))"), "FileNotFoundError", "PermissionError")
@@ -109,6 +180,30 @@ def test_files_of_others_cannot_be_written(runner: Runner, open_folder: Path) ->
     """
     found = run(runner, program.replace("FOLDER", repr(str(open_folder))))
     assert found.code == 0 and found.stdout == "" and list(open_folder.iterdir()) == []
+
+
+def test_modes_and_times_of_others_cannot_be_changed(runner: Runner, open_folder: Path) -> None:
+    """Where the program's user owns the file."""
+    file = open_folder / "file"
+    file.write_text("text")
+    file.chmod(0o644)
+    if os.geteuid() == 0:
+        os.chown(file, NOBODY, NOBODY)
+    before = file.stat()
+    program = """
+        import os
+        for change in (lambda: os.chmod(FILE, 0o777), lambda: os.utime(FILE, (0, 0)), lambda: os.setxattr(FILE, "user.a", b"b"),
+                       lambda: os.truncate(FILE, 0)):
+            try:
+                change()
+                print("changed")
+            except OSError:
+                pass
+    """
+    for policy in (SHORT, Policy(seconds=20, readable=(open_folder,))):
+        assert run(runner, program.replace("FILE", repr(str(file))), policy).stdout == ""
+        after = file.stat()
+        assert (after.st_mode, after.st_mtime, after.st_size) == (before.st_mode, before.st_mtime, before.st_size)
 
 
 def test_only_named_folders_are_seen(runner: Runner, open_folder: Path) -> None:
@@ -225,6 +320,17 @@ def test_limits_cannot_be_raised(runner: Runner) -> None:
     assert (found.code, found.stdout) == (0, ""), found
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="system calls of Linux")
+def test_memory_that_no_process_is_charged_for_cannot_be_had(runner: Runner) -> None:
+    refused(run(runner, "import os\nos.memfd_create('x')"), "PermissionError")
+    program = """
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        print(libc.shmget(0, 1 << 20, 0o1600), libc.msgget(0, 0o1600), libc.semget(0, 1, 0o1600))
+    """
+    assert run(runner, program).stdout == "-1 -1 -1\n"
+
+
 def test_files_are_bounded(runner: Runner) -> None:
     policy = Policy(seconds=20, file_bytes=4 << 20)
     refused(run(runner, "open('big', 'wb').write(bytes(5 << 20))", policy), "OSError")
@@ -295,8 +401,36 @@ def test_nobody_survives_the_end(runner: Runner, stay: str) -> None:
     """
     started = run(runner, program, Policy(seconds=2))
     assert started.stopped == ("time" if stay else None)
-    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if mark in _text(path)]
-    assert left == []
+    assert _marked(mark) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_programs_end_with_their_caller(runner: Runner, open_folder: Path) -> None:
+    mark = f"orphan-{os.getpid()}-{time.time_ns()}"
+    program = f"import os, sys, time\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(100)', {mark!r}])"
+    caller = f"""
+        from optiq.sandbox import Policy, Runner, runner
+        from optiq.sandbox.runner import LAUNCHERS, _working
+        found = next(_working(kind)[0] for kind in LAUNCHERS if kind.name == {runner.name!r})
+        found.run({program!r}, Policy(seconds=100))
+    """
+    environment = os.environ | {"TMPDIR": str(open_folder)}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(caller)], env=environment) as process:
+        _until(lambda: bool(_marked(mark)))
+        process.kill()
+    _until(lambda: not _marked(mark))
+
+
+def _until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _marked(mark: str) -> list[int]:
+    """Processes of a sandbox with a word in their command line: an argument of its own, as no caller has it."""
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if f"\0{mark}\0" in _text(path)]
 
 
 def _text(path: Path) -> str:
@@ -306,7 +440,8 @@ def _text(path: Path) -> str:
         return ""
 
 
-def test_nothing_is_left_behind(runner: Runner) -> None:
+def test_nothing_is_left_behind(runner: Runner, open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(open_folder))
     assert run(runner, "open('left', 'w').write('x')").code == 0
     assert run(runner, "import os\nprint(os.listdir('.'))").stdout == "[]\n"
-    assert list(Path("/tmp").glob("optiq-sandbox-*")) == []
+    assert list(open_folder.iterdir()) == []

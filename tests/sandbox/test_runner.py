@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from optiq.errors import InputError, ResourceError
 from optiq.sandbox import Policy, runner, seccomp
+from optiq.sandbox.bubblewrap import _told
+from optiq.sandbox.launch import interpreter_folders
 from optiq.sandbox.runner import LAUNCHERS
 from optiq.sandbox.seatbelt import profile
 
@@ -49,6 +52,28 @@ def test_a_person_may_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_must_be_positive(limit: str) -> None:
     with pytest.raises(InputError, match=f"{limit} is 0"):
         Policy(**{limit: 0})
+
+
+def test_text_must_be_unicode() -> None:
+    with pytest.raises(InputError, match="program holds half of a surrogate pair at character 7"):
+        runner(unsafe=True).run("print('\ud800')")
+    with pytest.raises(InputError, match="stdin holds"):
+        runner(unsafe=True).run("", stdin="\ud800")
+
+
+def test_what_bubblewrap_has_half_told_is_not_told(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    for text, first in (("", None), ('{\n    "child-pid": 4', None), ('{\n    "child-pid": 42\n}\n', 42)):
+        told.write_text(text)
+        with told.open() as file:
+            assert _told(file.fileno()) == first
+
+
+def test_a_home_is_no_folder_of_an_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for prefix, taken in (("home", False), ("", False), ("home/.venv", True)):
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / prefix))
+        assert (tmp_path / prefix in interpreter_folders(sys.executable)) == taken
 
 
 def test_paths_must_exist() -> None:

@@ -10,9 +10,10 @@ killed when it ends. Where the caller is root, programs run as nobody. No limit 
 **Fails closed.** `runner` runs a program before it says that a launcher works; where none does there is no execution, unless a
 person asks for that with `unsafe`.
 
-**Not covered.** Faults of the kernel and of the processor (a virtual machine is the answer to these); how much of a core is used
-within the time; the names of files that exist, where Landlock is the means (their content is covered); on macOS the total of
-memory and the number of processes of this user; contents of what `readable` and `writable` name.
+**Not covered.** Memory of the kernel itself (pipes, and names of files where bubblewrap is the means). Faults of the kernel and
+of the processor (a virtual machine is the answer to these); how much of a core is used within the time; the names of files that
+exist, where Landlock is the means (their content is covered); on macOS the total of memory and the number of processes of this
+user; contents of what `readable` and `writable` name.
 
 Linux: bubblewrap, else user namespaces, Landlock and seccomp by the system's own calls. macOS: Seatbelt.
 """

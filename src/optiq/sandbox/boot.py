@@ -38,7 +38,7 @@ def main() -> None:
     module = types.ModuleType("__main__")
     module.__file__ = name
     sys.modules["__main__"], sys.argv, sys.excepthook = module, [name], tell
-    exec(compile(program, name, "exec"), module.__dict__)
+    exec(compile(program, name, "exec", dont_inherit=True), module.__dict__)
 
 
 main()

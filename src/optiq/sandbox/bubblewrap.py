@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from optiq.sandbox import seccomp
-from optiq.sandbox.launch import NOBODY, Launch, environment, interpreter_folders, python_words, system_folders
+from optiq.sandbox.launch import NOBODY, Launch, environment, held, interpreter_folders, python_words, system_folders
 from optiq.sandbox.policy import Policy
 
 _SCRATCH = "/tmp"
@@ -35,15 +35,13 @@ class Bubblewrap:
     @contextmanager
     def launch(self, program: int, policy: Policy) -> Iterator[Launch]:
         """See `Launcher`."""
-        with tempfile.TemporaryFile() as rules, tempfile.TemporaryFile() as told:
-            rules.write(seccomp.program())
-            rules.seek(0)
+        with held(seccomp.program()) as rules, tempfile.TemporaryFile() as told:
             bwrap = shutil.which("bwrap") or "bwrap"
             words = [
                 bwrap,
                 *_APART,
                 "--seccomp",
-                str(rules.fileno()),
+                str(rules),
                 "--info-fd",
                 str(told.fileno()),
                 *_tree(self._interpreter, policy),
@@ -51,14 +49,16 @@ class Bubblewrap:
             inside = python_words(self._interpreter, program, policy)
             for name, value in environment(_SCRATCH).items():
                 words += ["--setenv", name, value]
-            descriptors = (program, rules.fileno(), told.fileno())
+            descriptors = (program, rules, told.fileno())
             yield Launch((*words, "--", *inside), {}, descriptors, first=lambda command: _told(told.fileno()))
 
 
 def _told(descriptor: int) -> int | None:
-    """The process that bubblewrap told of, if it came so far."""
-    text = os.pread(descriptor, 4096, 0)
-    return int(json.loads(text)["child-pid"]) if text else None
+    """The process that bubblewrap told of, if it came so far; it writes in pieces."""
+    try:
+        return int(json.loads(os.pread(descriptor, 4096, 0))["child-pid"])
+    except ValueError:
+        return None
 
 
 _APART = (

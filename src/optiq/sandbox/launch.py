@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,7 +31,7 @@ class Launch:
         folder: where it starts.
         as_nobody: whether it gives root's rights away, where the caller is root.
         first: the first process of the namespace of processes in which it runs programs, with which all others end; given the
-            command's own number. None where there is no such process, or none any more.
+            command's own number, and it gives none before that process is there. None where there is no such namespace.
     """
 
     argv: tuple[str, ...]
@@ -37,7 +39,7 @@ class Launch:
     descriptors: tuple[int, ...]
     folder: str = "/"
     as_nobody: bool = True
-    first: Callable[[int], int | None] = lambda command: None
+    first: Callable[[int], int | None] | None = None
 
     def identity(self) -> dict[str, Any]:
         """Arguments of `subprocess.Popen` for the user that it runs as."""
@@ -52,6 +54,27 @@ class Launcher(Protocol):
     def launch(self, program: int, policy: Policy) -> AbstractContextManager[Launch]:
         """The command for the program in the open file `program`; what it needs lives as long as the context."""
         ...
+
+
+@contextmanager
+def held(content: bytes) -> Iterator[int]:
+    """An open file without a name that holds these bytes; on Linux nobody can change it any more."""
+    if sys.platform != "linux":
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            file.seek(0)
+            yield file.fileno()
+        return
+    descriptor = os.memfd_create("optiq-sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def environment(scratch: str) -> dict[str, str]:
@@ -80,11 +103,11 @@ def interpreters() -> Iterator[str]:
 
 
 def interpreter_folders(interpreter: str) -> list[Path]:
-    """Folders that a Python needs besides the system's: its own, and what it was made from."""
+    """Folders that a Python needs besides the system's: its own and its base's; none that holds this user's home."""
     folders = {Path(interpreter).resolve().parent.parent}
     if interpreter == sys.executable:
         folders |= {Path(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix)}
-    return sorted(folder for folder in folders if not folder.is_relative_to("/usr") and folder != Path("/"))
+    return sorted(folder for folder in folders if not folder.is_relative_to("/usr") and not Path.home().is_relative_to(folder))
 
 
 def system_folders() -> list[Path]:

@@ -13,7 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from optiq.sandbox import seccomp
-from optiq.sandbox.launch import NOBODY, Launch, children, environment, interpreter_folders, python_words, source, system_folders
+from optiq.sandbox.launch import (
+    NOBODY,
+    Launch,
+    children,
+    environment,
+    held,
+    interpreter_folders,
+    python_words,
+    source,
+    system_folders,
+)
 from optiq.sandbox.policy import Policy
 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -46,23 +56,20 @@ class Namespaces:
         try:
             if os.geteuid() == 0:
                 os.chown(scratch, NOBODY, NOBODY)
-            with tempfile.TemporaryFile() as rules:
-                rules.write(seccomp.program())
-                rules.seek(0)
+            with held(seccomp.program()) as rules:
                 readable = (*system_folders(), *interpreter_folders(self._interpreter), *policy.readable)
                 wanted = {
+                    "caller": os.getpid(),
                     "scratch": scratch,
                     "size": policy.file_bytes,
                     "readable": [str(path) for path in (*readable, *filter(Path.exists, map(Path, _FILES)))],
                     "devices": [path for path in _DEVICES if Path(path).exists()],
                     "writable": [str(path) for path in policy.writable],
-                    "filter": rules.fileno(),
+                    "filter": rules,
                     "command": python_words(self._interpreter, program, policy),
                     "environment": environment(scratch),
                 }
                 argv = (self._interpreter, "-I", "-S", "-B", "-c", source("stage.py"), json.dumps(wanted))
-                yield Launch(
-                    argv, environment(scratch), (program, rules.fileno()), first=lambda stage: next(children(stage), None)
-                )
+                yield Launch(argv, environment(scratch), (program, rules), first=lambda stage: next(children(stage), None))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -53,7 +53,8 @@ class Outcome:
         code: the exit status, negative for a signal; None where the run was stopped.
         stdout, stderr: as far as the limit went; bytes that are not UTF-8 are replaced.
         seconds: by the clock.
-        stopped: why the run was ended from outside: "time", "cpu", "memory" or "output"; None where it ended by itself.
+        stopped: why the run was ended from outside: "time", "cpu", "memory", "output" or "cancelled"; None where it
+            ended by itself.
     """
 
     code: int | None

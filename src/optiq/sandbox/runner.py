@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from optiq.errors import ResourceError
+from optiq.errors import InputError, ResourceError
 from optiq.sandbox.bubblewrap import Bubblewrap
-from optiq.sandbox.launch import Launch, Launcher, environment, interpreters, python_words
+from optiq.sandbox.launch import Launch, Launcher, environment, held, interpreters, python_words
 from optiq.sandbox.namespaces import Namespaces
 from optiq.sandbox.policy import Outcome, Policy
 from optiq.sandbox.seatbelt import Seatbelt
@@ -38,23 +39,35 @@ class Runner:
         self.name = launcher.name
         self._launcher = launcher
 
-    def run(self, program: str, policy: Policy | None = None, *, stdin: str = "") -> Outcome:
+    def run(
+        self, program: str, policy: Policy | None = None, *, stdin: str = "", cancelled: threading.Event | None = None
+    ) -> Outcome:
         """Run a Python program to its end or to a limit.
 
         Args:
             program: the source text.
             policy: its limits; the defaults of `Policy` where None.
             stdin: what it can read.
+            cancelled: set by another thread to end the run soon.
 
         Raises:
+            InputError: for text that is not Unicode.
             OSError: if the launcher cannot be started.
         """
         policy = policy or Policy()
-        with tempfile.TemporaryFile() as file:
-            file.write(program.encode())
-            file.flush()
-            with self._launcher.launch(file.fileno(), policy) as launch:
-                return supervise(launch, policy, stdin)
+        with (
+            held(_encoded("program", program)) as file,
+            held(_encoded("stdin", stdin)) as given,
+            self._launcher.launch(file, policy) as launch,
+        ):
+            return supervise(launch, policy, given, cancelled)
+
+
+def _encoded(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} holds half of a surrogate pair at character {error.start}; give valid Unicode") from error
 
 
 class Bare:

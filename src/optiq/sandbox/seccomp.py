@@ -1,4 +1,5 @@
-"""A seccomp filter in BPF: system calls that no program of ours needs and that reach out of a sandbox.
+"""A seccomp filter in BPF: system calls that no program of ours needs and that reach out of a sandbox, or hold memory that no
+process is charged for.
 
 What is named fails with EPERM. `clone3` fails with ENOSYS, for its flags lie in memory where no filter can see them; C libraries
 then use `clone`, which fails where it asks for a user namespace. Another architecture's calls end the process.
@@ -35,6 +36,7 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     "fsmount": (432, 432),
     "fspick": (433, 433),
     "mount_setattr": (442, 442),
+    "open_tree_attr": (467, 467),
     "unshare": (272, 97),
     "setns": (308, 268),
     "add_key": (248, 217),
@@ -56,11 +58,21 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     "swapoff": (168, 225),
     "acct": (163, 89),
     "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "syslog": (103, 116),
     "mknod": (133, None),
     "mknodat": (259, 33),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "fanotify_init": (300, 262),
 }
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}

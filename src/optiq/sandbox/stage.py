@@ -1,9 +1,10 @@
 """From outside into namespaces, Landlock and seccomp, then the program. Runs as text, knows nothing of ours.
 
-Argument: JSON with `scratch` and `size` (a folder and the bytes of the file system that is mounted there), `readable`, `devices`
-and `writable` (paths), `filter` (the descriptor of a seccomp filter), `command` and `environment`.
+Argument: JSON with `caller` (the process whose end ends this), `scratch` and `size` (a folder and the bytes of the file system
+that is mounted there), `readable`, `devices` and `writable` (paths), `filter` (the descriptor of a seccomp filter), `command` and
+`environment`.
 
-Sources: man 7 user_namespaces, pid_namespaces, landlock; linux/landlock.h
+Sources: man 7 user_namespaces, pid_namespaces, landlock; man 2 mount_setattr; linux/landlock.h
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 import struct
 import sys
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NEW = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000  # mount, UTS, IPC, user, PID, network
-_NOSUID_NODEV, _PRIVATE = 2 | 4, (1 << 14) | (1 << 18)
+_NOSUID_NODEV, _PRIVATE, _BIND = 2 | 4, (1 << 14) | (1 << 18), (1 << 12) | (1 << 14)
+_MOUNT_SETATTR, _HERE, _RECURSIVE, _READ_ONLY = 442, -100, 0x8000, 1
+_BYTES_PER_FILE = 1024  # of the scratch file system, at least: names and empty files take memory that no size counts
 _PDEATHSIG, _NO_NEW_PRIVS, _SECCOMP, _FILTER = 1, 38, 22, 2
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _EXECUTE, _WRITE, _READ, _LIST, _TRUNCATE, _IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
@@ -46,15 +50,30 @@ def control(*arguments: int) -> None:
     checked(_libc.prctl(*(ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:5])), f"prctl {arguments[0]}")
 
 
+def set_mount(path: bytes, flags: int, attributes: bytes) -> None:
+    """mount_setattr."""
+    size = ctypes.c_size_t(len(attributes))
+    system_call(_MOUNT_SETATTR, ctypes.c_int(_HERE), path, ctypes.c_uint(flags), attributes, size)
+
+
 def leave(wanted: dict[str, Any]) -> None:
-    """Own namespaces, in which the caller has one user and the scratch folder is a file system of its own."""
+    """Own namespaces with one user, where the scratch folder is a file system of its own and what is not writable is read-only.
+
+    Landlock knows no right to change modes, owners or times, so that it is the mounts that keep these.
+    """
     user, group = os.geteuid(), os.getegid()
     checked(_libc.unshare(_NEW), "unshare")
     for name, text in (("setgroups", "deny"), ("uid_map", f"65534 {user} 1"), ("gid_map", f"65534 {group} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     checked(_libc.mount(b"none", b"/", None, ctypes.c_ulong(_PRIVATE), None), "mount /")
-    options = f"size={wanted['size']},mode=0700".encode()
+    writable = [path.encode() for path in wanted["writable"]]
+    for path in writable:
+        checked(_libc.mount(path, path, None, ctypes.c_ulong(_BIND), None), "mount of a writable folder")
+    set_mount(b"/", _RECURSIVE, struct.pack("4Q", _READ_ONLY, 0, 0, 0))
+    for path in writable:
+        set_mount(path, 0, struct.pack("4Q", 0, _READ_ONLY, 0, 0))
+    options = f"size={wanted['size']},nr_inodes={wanted['size'] // _BYTES_PER_FILE + 64},mode=0700".encode()
     scratch = wanted["scratch"].encode()
     checked(_libc.mount(b"tmpfs", scratch, b"tmpfs", ctypes.c_ulong(_NOSUID_NODEV), options), "mount of the scratch folder")
 
@@ -102,11 +121,18 @@ def main() -> None:
     """Three processes: this one outside, the first inside, which reaps, and the program."""
     wanted = json.loads(sys.argv[1])
     control(_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != wanted["caller"]:
+        return  # it ended before it could take us along
     leave(wanted)
+    alive, held = os.pipe()  # the second end is this process's alone
     first = os.fork()
     if first:
         os._exit(waited(first))
+    os.close(held)
     control(_PDEATHSIG, signal.SIGKILL)
+    if select.select([alive], [], [], 0)[0]:
+        return
+    os.setsid()
     program = os.fork()
     if program:
         os._exit(waited(program))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +21,7 @@ from optiq.serve.http.app import make_app
 from optiq.serve.http.context import Context, Limits
 from optiq.serve.http.guard import Access
 from optiq.serve.http.shelf import Shelf
+from optiq.serve.parse.deltas import Call
 from optiq.serve.request import Request
 from optiq.serve.scheduler import Policy as Line
 from optiq.serve.scripted import Script, ScriptedEngine
@@ -33,10 +37,25 @@ class Recorder(Runner):
     def __init__(self) -> None:
         self.name = "recorder"
         self.asked: list[tuple[str, Policy]] = []
+        self.now = self.most = self.cancelled = 0
+        self.changed = threading.Lock()
 
-    def run(self, program: str, policy: Policy | None = None, *, stdin: str = "") -> Outcome:
+    def run(
+        self, program: str, policy: Policy | None = None, *, stdin: str = "", cancelled: threading.Event | None = None
+    ) -> Outcome:
         assert policy is not None
         self.asked.append((program, policy))
+        if program.startswith("wait"):
+            assert cancelled is not None
+            with self.changed:
+                self.now, self.most = self.now + 1, max(self.most, self.now + 1)
+            time.sleep(float(program.split()[1]) if " " in program else 0)
+            if cancelled.wait(0 if " " in program else 60):
+                self.cancelled += 1
+            with self.changed:
+                self.now -= 1
+        if program == "broken":
+            raise OSError(28, "No space left on device", "/private/path")
         return Outcome(0, f"ran {len(self.asked)}", "", 0.01)
 
 
@@ -168,6 +187,65 @@ def test_in_a_real_sandbox(tokenizer: Any) -> None:
         (run,) = found["choices"][0]["message"]["tool_runs"]
         assert run["exit_code"] == 1 and "Error" in run["stderr"] and run["tier"] == apart.name
         assert "[exit code 1]" in found["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_program_ends_with_its_client(url: str, recorder: Recorder, stream: bool) -> None:
+    message = {"messages": [{"role": "user", "content": "run:wait"}], "tools": PYTHON, "stream": stream}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/chat/completions", json=message, timeout=httpx.Timeout(60, read=0.9))
+    deadline = time.monotonic() + 30
+    while not (recorder.cancelled and recorder.now == 0):
+        assert time.monotonic() < deadline, (recorder.asked, recorder.now)
+        time.sleep(0.01)
+
+
+def test_cancelled_programs_keep_their_place_until_they_have_ended(recorder: Recorder) -> None:
+    async def impatient() -> None:
+        python = Python(recorder, at_once=2)
+        for _ in range(4):
+            tasks = [asyncio.create_task(python.run(Call("1", "python", '{"code": "wait 0.2"}'), 60)) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            for task in tasks:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await python.run(Call("1", "python", '{"code": "1"}'), 60)
+
+    asyncio.run(impatient())
+    assert recorder.most <= 2 and recorder.now == 0
+
+
+def test_the_wait_for_others_counts(recorder: Recorder) -> None:
+    async def busy() -> tuple[Any, Any]:
+        python = Python(recorder, at_once=1)
+        first = asyncio.create_task(python.run(Call("1", "python", '{"code": "wait 1"}'), 60))
+        await asyncio.sleep(0.2)
+        second = await python.run(Call("2", "python", '{"code": "1"}'), 0.1)
+        return await first, second
+
+    first, second = asyncio.run(busy())
+    assert first.outcome.code == 0 and second.outcome.stopped == "refused" and len(recorder.asked) == 1
+    assert "time for programs is over" in second.outcome.stderr
+    late = asyncio.run(Python(recorder).run(Call("3", "python", '{"code": "1"}'), 0.0))
+    assert late.outcome.stopped == "refused" and len(recorder.asked) == 1
+
+
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"code": "\\ud800"}', '{"code": "\\u0000"}', '{"code": 1}', "1"])
+def test_arguments_that_are_no_program_are_told(recorder: Recorder, arguments: str) -> None:
+    ran = asyncio.run(Python(recorder).run(Call("1", "python", arguments), 60))
+    assert ran.outcome.stopped == "refused" and ran.outcome.stderr.startswith("the arguments are not") and not recorder.asked
+
+
+def test_a_sandbox_that_cannot_start_is_told_without_paths(url: str) -> None:
+    message = ask(url, "run:broken").json()["choices"][0]["message"]
+    assert "could not be started: No space left on device" in message["content"] and "/private" not in message["content"]
+
+
+def test_all_turns_together_keep_to_max_tokens(url: str) -> None:
+    found = ask(url, "always:1").json()
+    whole = found["usage"]["completion_tokens"]
+    cut = ask(url, "always:1", max_tokens=whole - 5).json()
+    assert cut["usage"]["completion_tokens"] <= whole - 5 and cut["choices"][0]["finish_reason"] == "length"
 
 
 def test_what_the_model_reads_is_bounded() -> None:

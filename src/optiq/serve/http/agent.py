@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -51,7 +52,7 @@ class Python:
     Args:
         runner: runs programs.
         policy: of each run.
-        turns: runs of one request; then it has to answer.
+        turns: of one request in which it may run programs; then it has to answer.
         seconds: of all runs of a request together.
         at_once: programs of all requests that run at the same time.
     """
@@ -66,13 +67,37 @@ class Python:
         self._free = asyncio.Semaphore(self.at_once)
 
     async def run(self, call: Call, left_s: float) -> Ran:
-        """One call, which may be no call at all."""
+        """One call, which may be no call at all; its wait for others' programs counts. Cancelling this ends the program."""
+        deadline = time.monotonic() + left_s
         code, wrong = _code(call)
         if wrong:
-            return Ran(call.id, code, Outcome(None, "", wrong, 0.0, "refused"), self.runner.name)
-        async with self._free:
-            policy = replace(self.policy, seconds=max(min(self.policy.seconds, left_s), 0.1))
-            return Ran(call.id, code, await asyncio.to_thread(self.runner.run, code, policy), self.runner.name)
+            return Ran(call.id, code, _refused(wrong), self.runner.name)
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + left_s):
+                await self._free.acquire()
+        except TimeoutError:
+            return Ran(call.id, code, _refused("the time for programs is over; answer without"), self.runner.name)
+        try:
+            seconds = min(self.policy.seconds, deadline - time.monotonic())
+            return Ran(call.id, code, await self._apart(code, seconds), self.runner.name)
+        finally:
+            self._free.release()
+
+    async def _apart(self, code: str, seconds: float) -> Outcome:
+        """Run a program on a thread; where this is cancelled, it ends before this does."""
+        if seconds <= 0:
+            return _refused("the time for programs is over; answer without")
+        cancelled = threading.Event()
+        policy = replace(self.policy, seconds=seconds)
+        running = asyncio.ensure_future(asyncio.to_thread(self.runner.run, code, policy, cancelled=cancelled))
+        try:
+            return await asyncio.shield(running)
+        except OSError as error:
+            return _refused(f"the program could not be started: {error.strerror}")
+        except asyncio.CancelledError:
+            cancelled.set()
+            await asyncio.wait({running})
+            raise
 
 
 async def first(chosen: Chosen, asked: Asked) -> Prepared:
@@ -109,8 +134,10 @@ async def turns(chosen: Chosen, asked: Asked, python: Python, begun: Prepared) -
         assert whole.finished is not None
         usage, said = _sum(usage, whole.usage), said or bool(whole.message.content)
         calls = whole.message.calls
-        if not calls or whole.finished.finish is Finish.LENGTH:
-            yield Part(finished=replace(whole.finished, usage=usage))
+        left = begun.request.max_tokens - usage.tokens
+        if not calls or whole.finished.finish is Finish.LENGTH or left < 1:
+            finish = Finish.LENGTH if calls else whole.finished.finish
+            yield Part(finished=replace(whole.finished, finish=finish, usage=usage))
             return
         messages.append(_assistant(whole))
         for call in calls:
@@ -121,7 +148,8 @@ async def turns(chosen: Chosen, asked: Asked, python: Python, begun: Prepared) -
             messages.append({"role": "tool", "tool_call_id": call.id, "name": NAME, "content": told(ran.outcome)})
         over = turn + 1 >= python.turns or spent >= python.seconds
         use = ToolUse("none") if over else replace(asked.use, mode="auto")
-        request = await prepared(chosen, replace(asked, messages=messages, tools=[TOOL], use=use, prefill=None))
+        following = replace(asked, messages=messages, tools=[TOOL], use=use, prefill=None, max_tokens=left)
+        request = await prepared(chosen, following)
 
 
 def told(outcome: Outcome) -> str:
@@ -139,16 +167,21 @@ def told(outcome: Outcome) -> str:
     return text.strip() or "[nothing was printed]"
 
 
+def _refused(why: str) -> Outcome:
+    """Of a program that did not run."""
+    return Outcome(None, "", why, 0.0, "refused")
+
+
 def _code(call: Call) -> tuple[str, str]:
     """A call's program, and what is wrong with the call."""
     if call.name != NAME:
         return "", f"there is no tool {call.name!r}; the only one is {NAME}"
     try:
         arguments = json.loads(call.arguments)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return "", f"the arguments are not JSON ({error})"
     code = arguments.get("code") if isinstance(arguments, dict) else None
-    if not isinstance(code, str) or "\0" in code:
+    if not isinstance(code, str) or "\0" in code or any("\ud800" <= letter <= "\udfff" for letter in code):
         return "", 'the arguments are not of the form {"code": "a program"}'
     return code, ""
 
