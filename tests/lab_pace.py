@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab_process import end_lab, start_lab
 from optiq.lab.chat.store import Chats
 from optiq.lab.database import Database
+from optiq.lab.place import Place
+from optiq.lab.quantizing import Study
+from optiq.plan import table
+from optiq.plan.types import Item, Option
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+TURNS = 2000
+BITS, LAYERS, ROLES = (2, 3, 4, 6, 8), 24, ("mlp.up_proj", "mlp.gate_proj", "mlp.down_proj")
 FRAMES = """() => { const seen = window.frames_seen = []; let last = performance.now(); window.frames_on = true;
   const next = (now) => { seen.push(now - last); last = now; if (window.frames_on) requestAnimationFrame(next); };
   requestAnimationFrame(next); }"""
@@ -42,6 +49,22 @@ def first_page_s(browser: Browser) -> float:
         page.close()
         end_lab(lab)
     return seconds
+
+
+def plant_curve(data: Path, roles: Sequence[str] = ROLES) -> str:
+    """Write the table and the curve of a model into a workbench's directory; the name of that model."""
+    study = Study.of(Place.open(data), "owner/model")
+    study.folder.mkdir(parents=True)
+    options = tuple(Option(bits, 64, 128 * bits) for bits in BITS)
+    items = [
+        Item(f"model.layers.{layer}.{role}", "linear", (32, 32), options, tuple(4.0**-bits * (1 + layer) for bits in BITS))
+        for layer in range(LAYERS)
+        for role in roles
+    ]
+    table.save(study.table, items, {"metric": "kl_nats_per_token"})
+    points = [{"bpw": 2.5 + 6.5 * n / 63, "bytes": 10**6 * (n + 20), "predicted_kl": 0.5 * 0.9**n} for n in range(64)]
+    study.curve.write_text(json.dumps({"schema": 1, "points": points}))
+    return study.model
 
 
 def slider_ms(page: Page, moves: int = 20) -> list[float]:
@@ -74,6 +97,14 @@ def fill_chat(lab_data: Path, turns: int) -> int:
         chats.say(chat.id, "assistant" if n % 2 else "user", text + code)
     database.close()
     return chat.id
+
+
+def open_chat(page: Page, address: str, turns: int) -> float:
+    """Seconds from asking for a chat to all its turns being there."""
+    begun = time.perf_counter()
+    page.goto(address)
+    page.wait_for_function(f"document.querySelectorAll('.turn').length === {turns}")
+    return time.perf_counter() - begun
 
 
 def scroll(page: Page, steps: int = 60) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab_hostile import HOSTILE, check
+from lab_pace import plant_curve
 from lab_process import Lab, end_lab, start_lab
 from lab_speaker import spoken
 from optiq.lab.chat.store import Chats
@@ -50,6 +51,7 @@ def hostile_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         _folder(os.fsencode(models) + b"/" + name, "config.json", {"model_type": text})
         _folder(os.fsencode(data / "adapters") + b"/" + name, "adapter_config.json", {"base_model_name_or_path": text})
     _folder(os.fsencode(models) + b"/broken \xff\x80", "config.json", {"model_type": "x"})
+    plant_curve(data, HOSTILE)
     with spoken(data):
         _write(data)
         lab = start_lab(data, str(models))
@@ -85,7 +87,7 @@ def _write(data: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["/", "/jobs", "/server", "/quantize"])
+@pytest.mark.parametrize("path", ["/", "/jobs", "/server", "/quantize?model=owner/model"])
 def test_names_and_logs_stay_texts(hostile_lab: Lab, visit: Callable[..., Visit], path: str) -> None:
     seen = visit(hostile_lab, path)
     seen.page.wait_for_timeout(1500)
