@@ -21,6 +21,8 @@ def test_from_data_to_a_merged_adapter(tmp_path: Path, capsys: pytest.CaptureFix
     data = folder(tmp_path / "data", 3, 1)
     _, checked = run(capsys, "check", TINY, "--data", data)
     assert checked["train"]["samples"] == 3 and checked["valid"]["samples"] == 1 and len(checked["shown"]) == 1
+    pieces = checked["shown"][0]["pieces"]
+    assert [carries for _, carries in pieces] == [False, True] and "stone" in pieces[1][0]
     words = ["train", TINY, "--data", data, "--preset", "reference", "--rank", "2", "--iters", "2", "--max-seq-length", "48"]
     code, done = run(capsys, *words, "-o", tmp_path / "a")
     assert code == 0 and set(done["ranks"].values()) == {8} and done["steps"] == 2
@@ -32,6 +34,19 @@ def test_from_data_to_a_merged_adapter(tmp_path: Path, capsys: pytest.CaptureFix
     assert merged["rank"] == 16
     code, failed = run(capsys, *words, "-o", tmp_path / "a")
     assert code == 2 and "holds an adapter already" in failed["error"]["message"]
+
+
+def test_a_reply_with_an_adapter_is_another_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", TINY, "--data", folder(tmp_path / "data", 2, 1), "--iters", "3", "--lr", "0.02", "--num-layers", "2"]
+    run(capsys, *words, "--max-seq-length", "48", "-o", tmp_path / "a")
+    texts = []
+    for adapter in ([], ["--adapter", str(tmp_path / "a")]):
+        asked = ["generate", str(TINY), "--prompt", "What do you see?", "--temp", "0", "--max-tokens", "8", *adapter]
+        assert main([*asked, "--json", "--events", "quiet"]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["text"])
+    assert texts[0] != texts[1]
+    assert main(["generate", str(TINY), "--prompt", "x", "--adapter", str(tmp_path), "--events", "quiet"]) == 2
+    assert "adapter_config.json" in capsys.readouterr().err
 
 
 def test_what_carries_loss_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import random_models
 from optiq.cli.main import main
-from optiq.kv import allocation, sensitivity, study
+from optiq.kv import allocation, sensitivity, study, table
 from optiq.kv.config import STATISTICS, read_config
 from optiq.kv.recipe import FULL, preset
 from optiq.kv.rows import Statistics
@@ -79,13 +79,13 @@ def test_the_budget_is_kept_and_spent_where_it_pays(found: list[LayerDamage]) ->
     base = preset("best", 8)
     for target in (2, 3.5, 4.5, 5, 8):
         plan, recipes = allocation.solve(found, base, target)
-        assert study.mean_bits(found, recipes) <= target
+        assert table.mean_bits(found, recipes) <= target
         assert plan.bytes == sum(
             2 * (64 * bits // 8 + 2) for recipe in recipes.values() for bits in (recipe.k_bits, recipe.v_bits)
         )
     plan, recipes = allocation.solve(found, base, 5)
     assert plan.damage <= sum(side[4] for entry in found for side in (entry.keys, entry.values))
-    assert study.mean_bits(found, recipes) > 4.4
+    assert table.mean_bits(found, recipes) > 4.4
 
 
 def test_affine_layers_have_one_width(found: list[LayerDamage]) -> None:
@@ -161,10 +161,16 @@ def test_from_the_command_to_a_reply(tiny_model: Path, tmp_path: Path, capsys: p
     entries = json.loads((out / "kv_config.json").read_text())
     assert [entry["layer_idx"] for entry in entries] == [3, 7]
     assert all(entry["bits"] == max(entry["k_bits"], entry["v_bits"]) and entry["scheme"] == "best" for entry in entries)
-    table = json.loads((out / "kv_sensitivity.json").read_text())
-    assert [(row["layer_idx"], row["n_kv_heads"], row["head_dim"]) for row in table] == [(3, 2, 64), (7, 2, 64)]
-    assert table[0]["layer_name"] == "language_model.model.layers.3" and set(table[0]["sensitivities"]) == {"4", "8"}
-    assert table[0]["sensitivities"]["4"] == pytest.approx(table[0]["keys"]["4"] + table[0]["values"]["4"])
+    rows_ = json.loads((out / "kv_sensitivity.json").read_text())
+    assert [(row["layer_idx"], row["n_kv_heads"], row["head_dim"]) for row in rows_] == [(3, 2, 64), (7, 2, 64)]
+    assert rows_[0]["layer_name"] == "language_model.model.layers.3" and set(rows_[0]["sensitivities"]) == {"4", "8"}
+    assert rows_[0]["sensitivities"]["4"] == pytest.approx(rows_[0]["keys"]["4"] + rows_[0]["values"]["4"])
+    curve = json.loads((out / "kv_curve.json").read_text())
+    bits, kls = ([point[name] for point in curve["points"]] for name in ("bits", "predicted_kl"))
+    assert (bits[0], bits[-1]) == (4, 8) and bits == sorted(bits) and kls == sorted(kls, reverse=True)
+    assert curve["full_bytes_per_token"] == 1024 and curve["points"][-1]["layers"] == {"3": [8, 8], "7": [8, 8]}
+    again = run(capsys, *words[:2], "--target-bits", "6", *words[4:8], "--from", str(out), "-o", str(tmp_path / "six"))
+    assert again["mean_bits"] <= 6 and again["layers"][0]["keys"] == rows_[0]["keys"] and again["measured_kl"]["packed"] > 0
     reply = ["generate", str(tiny_model), "--prompt", "The sea", "--max-tokens", "4", "--temp", "0", "--kv-config", str(out)]
     assert run(capsys, *reply)["text"]
     assert main([*words, "--events", "quiet"]) == 2
@@ -175,6 +181,15 @@ def test_from_the_command_to_a_reply(tiny_model: Path, tmp_path: Path, capsys: p
     assert [set(entry) for entry in entries] == [{"layer_idx", "bits", "group_size"}] * 2
     assert not (out / STATISTICS).exists() and plain["scheme"] == "affine"
     assert read_config(out).recipes[3] == preset("affine", entries[0]["bits"])
+
+
+def test_damages_of_another_model_are_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["kv-cache", str(tiny_model), "--seq-len", "64", "--n-samples", "1", "-o", str(tmp_path / "o"), "--events", "quiet"]
+    assert main([*words, "--from", str(tmp_path)]) == 2
+    assert "kv_sensitivity.json is not there; give --from a directory that optiq kv-cache wrote" in capsys.readouterr().err
+    (tmp_path / "kv_sensitivity.json").write_text('[{"layer_idx": 1}]')
+    assert main([*words, "--from", str(tmp_path)]) == 2
+    assert "is of layers [1], this model has caches in [3, 7]" in capsys.readouterr().err
 
 
 def test_the_table_for_people(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +205,7 @@ def test_statistics_go_to_their_file(tmp_path: Path, found: list[LayerDamage]) -
     known = {7: Statistics(key_mean=mx.ones((2, 64)))}
     settings = study.Settings("x", tmp_path / "kv")
     _, recipes = allocation.solve(found, preset("best", 8), 5)
-    study.write(settings, recipes, known, found)
+    study.write(settings, recipes, known, found, preset("best", 8))
     assert read_config(tmp_path / "kv").known[7].key_mean is not None
 
 

@@ -48,6 +48,8 @@ def test_free_names_count_up(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a-2").mkdir()
     assert free_name(tmp_path, "a") == tmp_path / "a-3"
+    (tmp_path / "b.json").touch()
+    assert free_name(tmp_path, "b", ".json") == tmp_path / "b-2.json"
 
 
 def test_files_that_are_no_database_of_ours_are_refused(tmp_path: Path) -> None:

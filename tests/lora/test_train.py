@@ -52,6 +52,7 @@ def test_the_loss_falls_and_the_best_adapter_is_kept(data: Path, tmp_path: Path)
 def test_a_run_that_stops_in_between_goes_on_to_the_same_bits(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(train.Trainer, "keep", lambda self: None)  # as a kill has it
     asked = {"dropout": 0.1, "iters": 6, "save_every": 2}
     whole = train.run(settings(data, tmp_path / "whole", **asked)).path
     plain, count = train.Trainer._step, []
@@ -72,6 +73,30 @@ def test_a_run_that_stops_in_between_goes_on_to_the_same_bits(
     assert [[line.get(key) for key in keys] for line in log(whole)] == [
         [line.get(key) for key in keys] for line in log(done.path)
     ]
+
+
+def test_a_run_that_is_asked_to_end_keeps_its_adapter_and_goes_on_to_the_same_bits(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"iters": 5, "eval_every": 5, "save_every": 100}
+    whole = train.run(settings(data, tmp_path / "whole", **asked)).path
+    plain = train.Trainer._loss
+    calls: list[int] = []
+
+    def loss(self: Any, *rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return plain(self, *rest)
+
+    monkeypatch.setattr(train.Trainer, "_loss", loss)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(settings(data, tmp_path / "cut", **asked))
+    kept = tensors(tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "adapter_config.json").read_text())["optiq"]["steps"] == 3
+    assert any(mx.any(value != 0).item() for name, value in kept.items() if "lora_B" in name)
+    done = train.run(settings(data, tmp_path / "cut", **asked))
+    assert done.resumed == 3 and done.steps == 5 and same(whole, done.path)
 
 
 @pytest.mark.slow

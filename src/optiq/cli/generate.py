@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optiq.events import Events
 
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mtp", action="store_true", help="guess tokens ahead with the model's own MTP head; the text is the same"
     )
+    parser.add_argument("--adapter", metavar="DIR", help="reply with this adapter, as `optiq lora train` and PEFT write them")
     add_cache_arguments(parser)
 
 
@@ -132,6 +133,7 @@ class _Session:
         preset(self._family, thinking=True, use=args.preset)  # refuses a use that nobody has settings for
         with events.stage("load the model"):
             model, self._tokenizer = load(path)
+            self._adapted = _adapted(model, args.adapter)
         self._options = dataclasses.replace(options, stop_ids=stop_ids(path, self._tokenizer))
         self._length = context_length(path)
         caches.check(model)
@@ -146,7 +148,8 @@ class _Session:
         from optiq.generate.conversation import plain
 
         prompt = plain(self._tokenizer, text) if self._args.raw else self._conversation().ask(text)
-        self._reply(prompt)
+        with self._adapted():
+            self._reply(prompt)
         return 0
 
     def talk(self) -> int:
@@ -168,7 +171,8 @@ class _Session:
                     raise
                 self._events.error(error.kind, str(error))
                 continue
-            reply = self._reply(prompt, chat=True)
+            with self._adapted():
+                reply = self._reply(prompt, chat=True)
             conversation.answered(line.strip(), reply, prompt)
         return 0
 
@@ -256,6 +260,22 @@ class _Session:
         self._events.info(_speed(told))
         if told.speculation is not None:
             self._events.info(_guessed(told.speculation, told.tokens))
+
+
+def _adapted(model: Any, folder: str | None) -> Callable[[], AbstractContextManager[None]]:
+    """What a reply runs in: the adapter of a directory, or nothing.
+
+    Raises:
+        InputError: no adapter there, or one of another model.
+    """
+    from optiq.lora.adapters import load_adapter
+    from optiq.lora.mounted import Mounted
+
+    if folder is None:
+        return nullcontext
+    mounted = Mounted(model)
+    mounted.mount("adapter", load_adapter(Path(folder).expanduser(), model))
+    return lambda: mounted.rows(["adapter"])
 
 
 def _guessed(told: Speculated, tokens: int) -> str:

@@ -15,6 +15,7 @@ EXAMPLE = """\
 example:
   optiq kv-cache examples/tiny-qwen3.5 --target-bits 4.5 --candidate-bits 3,4,5,6 -o optiq_output/kv_cache
   optiq generate examples/tiny-qwen3.5 --prompt "The sea" --kv-config optiq_output/kv_cache
+  optiq kv-cache examples/tiny-qwen3.5 --target-bits 4 --from optiq_output/kv_cache -o optiq_output/kv_4
 
 The target is a ceiling for the mean width of codes over all keys and values.
 """
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="how vectors are coded; affine writes the plain form alone (default: %(default)s)",
     )
+    parser.add_argument("--from", dest="source", metavar="DIR", help="take the damages that an earlier run measured from its -o")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run")
 
 
@@ -82,12 +84,13 @@ def settings(args: argparse.Namespace) -> Settings:
         group_size=args.group_size,
         scheme=args.scheme,
         overwrite=args.overwrite,
+        source=Path(args.source).expanduser() if args.source else None,
     )
 
 
 def data(done: Study, wanted: Settings) -> dict[str, Any]:
     """The result for machines."""
-    from optiq.kv.study import mean_bits, sensitivity_entry
+    from optiq.kv.table import entry, full_bytes, mean_bits
 
     rows, length = done.text.ids.shape
     return {
@@ -96,28 +99,22 @@ def data(done: Study, wanted: Settings) -> dict[str, Any]:
         "target_bits": wanted.target_bits,
         "mean_bits": mean_bits(done.found, done.recipes),
         "bytes_per_token": done.plan.bytes,
-        "full_bytes_per_token": full_bytes(done),
+        "full_bytes_per_token": full_bytes(done.found),
         "predicted_kl": done.plan.damage,
         "measured_kl": done.measured,
         "tokens": {"rows": rows, "length": length, "sha256": done.text.sha256},
         "layers": [
-            sensitivity_entry(entry)
-            | {"k_bits": done.recipes[entry.layer.index].k_bits, "v_bits": done.recipes[entry.layer.index].v_bits}
-            for entry in done.found
+            entry(one) | {"k_bits": done.recipes[one.layer.index].k_bits, "v_bits": done.recipes[one.layer.index].v_bits}
+            for one in done.found
         ],
     }
-
-
-def full_bytes(done: Study) -> int:
-    """Bytes per token of the same layers in 16 bits."""
-    return sum(2 * entry.heads * (entry.k_width + entry.v_width) for entry in done.found)
 
 
 def report(done: Study, wanted: Settings) -> str:
     """What a person reads at the end: the damages with the chosen width of each side, then the plan."""
     from optiq.cli.facts import facts
     from optiq.cli.output import table
-    from optiq.kv.study import mean_bits
+    from optiq.kv.table import full_bytes, mean_bits
 
     widths = sorted(done.found[0].keys)
     rows = []
@@ -126,7 +123,7 @@ def report(done: Study, wanted: Settings) -> str:
         for side, damages, chosen in (("keys", entry.keys, recipe.k_bits), ("values", entry.values, recipe.v_bits)):
             rows.append((str(entry.layer.index), side, *(f"{damages[b]:.3g}" for b in widths), str(chosen)))
     head = ("layer", "side", *(f"KL at {bits} bits" for bits in widths), "chosen")
-    full = full_bytes(done)
+    full = full_bytes(done.found)
     lines = [
         ("written", str(done.path)),
         ("mean width", f"{mean_bits(done.found, done.recipes):.3f} bits, at most {wanted.target_bits:g} asked for"),

@@ -289,7 +289,12 @@ def _check(args: argparse.Namespace, events: Events) -> int:
     found = corpus.load(asked, tokenizer)
     data: dict[str, Any] = {"train": found.train.facts(), "valid": found.valid.facts() if found.valid else None}
     data["shown"] = [
-        {"place": sample.place, "tokens": list(sample.tokens), "loss": list(sample.loss)}
+        {
+            "place": sample.place,
+            "tokens": list(sample.tokens),
+            "loss": list(sample.loss),
+            "pieces": _pieces(sample, tokenizer),
+        }
         for sample in found.train.samples[: args.show]
     ]
     show(args, events, data, _check_report(found, tokenizer, args.show))
@@ -321,13 +326,17 @@ def _check_report(found: Corpus, tokenizer: Any, count: int) -> str:
 
 def _marked(sample: Any, tokenizer: Any) -> str:
     """The text of a sample with brackets around what carries loss."""
+    return "".join(f"[[{text}]]" if carries else text for text, carries in _pieces(sample, tokenizer))
+
+
+def _pieces(sample: Any, tokenizer: Any) -> list[tuple[str, bool]]:
+    """The text of a sample, cut where carrying loss begins and ends: (text, whether it carries loss)."""
     pieces, start = [], 0
     for end in range(1, len(sample.tokens) + 1):
         if end == len(sample.tokens) or sample.loss[end] != sample.loss[start]:
-            text = tokenizer.decode(sample.tokens[start:end])
-            pieces.append(f"[[{text}]]" if sample.loss[start] else text)
+            pieces.append((tokenizer.decode(sample.tokens[start:end]), bool(sample.loss[start])))
             start = end
-    return "".join(pieces)
+    return pieces
 
 
 def _info(args: argparse.Namespace, events: Events) -> int:

@@ -1,6 +1,7 @@
 """`optiq kv-cache`: the stages in order, no maths.
 
-model, text -> statistics -> damages -> plan -> its divergence -> kv_config.json, kv_sensitivity.json
+model, text -> statistics -> damages -> plan -> its divergence -> kv_config.json, kv_sensitivity.json, kv_curve.json
+An earlier run's statistics and damages can be taken instead of measured ones.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from mlx.utils import tree_flatten
 from optiq import files
 from optiq.errors import InputError
 from optiq.events import QUIET, Events
-from optiq.kv import allocation, attach, sensitivity
-from optiq.kv.config import NAME, STATISTICS, write_config
+from optiq.kv import allocation, attach, sensitivity, table
+from optiq.kv.config import NAME, STATISTICS, read_config, write_config
 from optiq.kv.recipe import GROUP_SIZES, Recipe, check_bits, check_scheme
 from optiq.kv.rows import Statistics
 from optiq.kv.sensitivity import LayerDamage
 from optiq.kv.simulation import make_caches
+from optiq.kv.table import CURVE, SENSITIVITY
 from optiq.kv.text import rows
 from optiq.measure.tokens import Tokens
 from optiq.models.checkpoint import Checkpoint
@@ -31,7 +33,6 @@ from optiq.models.load import load_modules
 from optiq.models.parts import Parts
 from optiq.plan.types import Plan
 
-SENSITIVITY = "kv_sensitivity.json"
 MOST_SAMPLES = 4
 SAMPLE_BYTES = 2e12  # weight bytes x tokens that are read where --n-samples does not say: minutes on a small CPU
 WIDE_BYTES = 200_000_000  # of weights, up to which a model computes in float32; at 0.8 B in 4 bits that takes three times as long
@@ -53,6 +54,7 @@ class Settings:
         group_size: scheme affine: values per scale.
         scheme: one of `recipe.SCHEMES`.
         overwrite: replace files of an earlier run.
+        source: directory of an earlier run whose damages are taken instead of measured.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Settings:
     group_size: int = 64
     scheme: str = "best"
     overwrite: bool = False
+    source: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,22 +105,40 @@ def run(settings: Settings, events: Events = QUIET) -> Study:
     text = rows(checkpoint, settings.length, settings.samples or default_samples(model, settings.length), events=events)
     for note in text.notes:
         events.info(note.replace("mixed: ", "text: "))
-    base = sensitivity.base_recipe(settings.scheme, settings.candidate_bits, settings.group_size)
     dtype, weights = cache_dtype(model), weight_bytes(model)
     with Parts(model, weights <= WIDE_BYTES) as parts:
-        announce(parts, settings, text, weights, events)
-        moments = sensitivity.gather(parts, text.ids, dtype, events)
-        known: dict[int, Statistics] = {}
-        if base.centred:
-            bits = min(settings.candidate_bits)
-            known = sensitivity.choose_statistics(parts, text.ids[0], base, bits, moments, dtype, events)
-        found = sensitivity.measure(parts, text.ids, base, settings.candidate_bits, moments, known, dtype, events)
+        if settings.source is None:
+            base, known, found = _measured(parts, settings, text, dtype, weights, events)
+        else:
+            base, known, found = _read(parts, settings, settings.source)
         plan, recipes = allocation.solve(found, base, settings.target_bits)
         with events.stage("the plan's divergence", 1, "passes") as stage:
             packed, decoding = sensitivity.measure_plan(parts, text.ids, recipes, known, dtype)
             stage.advance()
-    file = write(settings, recipes, known, found)
+    file = write(settings, recipes, known, found, base)
     return Study(file, found, plan, recipes, {"packed": packed, "decoding": decoding}, text)
+
+
+def _measured(
+    parts: Parts, settings: Settings, text: Tokens, dtype: mx.Dtype, weights: int, events: Events
+) -> tuple[Recipe, dict[int, Statistics], list[LayerDamage]]:
+    """The recipe whose widths are tried, statistics that pay, and damages."""
+    base = sensitivity.base_recipe(settings.scheme, settings.candidate_bits, settings.group_size)
+    announce(parts, settings, text, weights, events)
+    moments = sensitivity.gather(parts, text.ids, dtype, events)
+    known: dict[int, Statistics] = {}
+    if base.centred:
+        bits = min(settings.candidate_bits)
+        known = sensitivity.choose_statistics(parts, text.ids[0], base, bits, moments, dtype, events)
+    return base, known, sensitivity.measure(parts, text.ids, base, settings.candidate_bits, moments, known, dtype, events)
+
+
+def _read(parts: Parts, settings: Settings, source: Path) -> tuple[Recipe, dict[int, Statistics], list[LayerDamage]]:
+    """The same from an earlier run's files."""
+    found = table.read(source, parts.layers)
+    config = read_config(source)
+    scheme = next(iter(config.recipes.values())).scheme
+    return sensitivity.base_recipe(scheme, list(found[0].keys), settings.group_size), dict(config.known), found
 
 
 def check(settings: Settings) -> None:
@@ -129,8 +150,8 @@ def check(settings: Settings) -> None:
     check_scheme(settings.scheme, "--scheme")
     for bits in settings.candidate_bits:
         check_bits(settings.scheme, bits, "--candidate-bits")
-    if not settings.target_bits >= min(settings.candidate_bits) or settings.target_bits == float("inf"):
-        least = min(settings.candidate_bits)
+    least = min(settings.candidate_bits) if settings.source is None else 1  # an earlier run had its own
+    if not settings.target_bits >= least or settings.target_bits == float("inf"):
         raise InputError(
             f"--target-bits is {settings.target_bits:g}, expected at least {least}, the smallest of --candidate-bits"
         )
@@ -142,7 +163,7 @@ def check(settings: Settings) -> None:
         raise InputError(f"--seq-len is {settings.length}, expected at least 32")
     if settings.output.exists() and not settings.output.is_dir():
         raise InputError(f"{settings.output} is no directory; choose another -o")
-    there = [name for name in (NAME, SENSITIVITY, STATISTICS) if (settings.output / name).exists()]
+    there = [name for name in (NAME, SENSITIVITY, CURVE, STATISTICS) if (settings.output / name).exists()]
     if there and not settings.overwrite:
         raise InputError(f"{settings.output / there[0]} exists already; choose another -o, or pass --overwrite to replace it")
 
@@ -196,37 +217,20 @@ def width(parts: Parts) -> int:
     return int(found[0].shape[-1]) if found else 4096
 
 
-def write(settings: Settings, recipes: dict[int, Recipe], known: dict[int, Statistics], found: Sequence[LayerDamage]) -> Path:
+def write(
+    settings: Settings, recipes: dict[int, Recipe], known: dict[int, Statistics], found: Sequence[LayerDamage], base: Recipe
+) -> Path:
     """Write the files, kv_config.json last; the path of that one."""
     out = settings.output
-    files.write_json(out / SENSITIVITY, [sensitivity_entry(entry) for entry in found])
+    files.write_json(out / SENSITIVITY, [table.entry(one) for one in found])
+    files.write_json(out / CURVE, table.curve_json(found, base))
     write_config(out / NAME, recipes, known)
     if not known:
         (out / STATISTICS).unlink(missing_ok=True)
     return out / NAME
 
 
-def sensitivity_entry(entry: LayerDamage) -> dict[str, Any]:
-    """One layer of kv_sensitivity.json."""
-    return {
-        "layer_idx": entry.layer.index,
-        "layer_name": entry.name,
-        "sensitivities": {str(bits): entry.keys[bits] + entry.values[bits] for bits in sorted(entry.keys)},
-        "n_kv_heads": entry.heads,
-        "head_dim": entry.k_width,
-        "keys": {str(bits): entry.keys[bits] for bits in sorted(entry.keys)},
-        "values": {str(bits): entry.values[bits] for bits in sorted(entry.values)},
-    }
-
-
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(5, round(seconds / 5) * 5)} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def mean_bits(found: Sequence[LayerDamage], recipes: dict[int, Recipe]) -> float:
-    """Mean width of codes over all keys and values."""
-    pairs = [(recipes[e.layer.index], e) for e in found]
-    bits = sum(e.heads * (r.k_bits * e.k_width + r.v_bits * e.v_width) for r, e in pairs)
-    return bits / sum(e.heads * (e.k_width + e.v_width) for e in found)

@@ -84,10 +84,10 @@ def slug(name: str) -> str:
     return kept[:80].rstrip("-.") or "model"
 
 
-def free_name(folder: Path, name: str) -> Path:
-    """A path in ``folder`` that nothing has: the name, else the name with -2, -3 …"""
-    path, count = folder / name, 1
+def free_name(folder: Path, name: str, suffix: str = "") -> Path:
+    """A path in ``folder`` that nothing has: the name, else the name with -2, -3 …; a file's ``suffix`` comes after that."""
+    path, count = folder / f"{name}{suffix}", 1
     while path.exists():
         count += 1
-        path = folder / f"{name}-{count}"
+        path = folder / f"{name}-{count}{suffix}"
     return path

@@ -43,6 +43,11 @@ def save(output: Path, key: str, facts: Mapping[str, Any], trees: Mapping[str, P
         files.write_json(folder / _FACTS, {"schema": 1, "key": key, **facts})
 
 
+def present(output: Path) -> bool:
+    """Whether a run was interrupted there."""
+    return (output / FOLDER / _FACTS).is_file()
+
+
 def load(output: Path, key: str, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Parameters]] | None:
     """The facts and trees of an interrupted run; None where there is none.
 

@@ -4,6 +4,8 @@
     OUT/state/          while the run lasts (`optiq.lora.state`)
     OUT/adapter_*, OUT/adapters.safetensors    at the end (`optiq.lora.save`): the best validated, else the last
 
+A run that is asked to end writes a state and the adapter as they are, so that it can be used, or gone on with.
+
 Everything random is a function of seed and step, so that a run that was killed goes on to the bits that it would have had.
 Data in: `Settings`. Data out: the directory and `Done`.
 """
@@ -95,7 +97,7 @@ def run(settings: Settings, events: Events = QUIET) -> Done:
         InputError: settings or data that cannot be, an output that is there.
         ModelError: the loss is not finite.
     """
-    if save.present(settings.output) and not settings.overwrite:
+    if save.present(settings.output) and not settings.overwrite and not state.present(settings.output):
         raise InputError(f"{settings.output} holds an adapter already; choose another -o, or use --overwrite")
     path = resolve(settings.model)
     found = corpus.load(settings, chat.load_tokenizer(path))
@@ -107,7 +109,11 @@ def run(settings: Settings, events: Events = QUIET) -> Done:
     learner = Learner(model, targets, scales, settings.recompute)
     trainer = Trainer(settings, found, learner, ranks, events)
     trainer.key = files.sha256_json([settings.key(), found.sha256, identity(path), ranks])
-    return trainer.train()
+    try:
+        return trainer.train()
+    except KeyboardInterrupt:
+        trainer.keep()
+        raise
 
 
 def identity(path: Path) -> list[Any]:
@@ -143,6 +149,7 @@ class Trainer:
         self._valid = self._validation()
         self._gradient = mx.value_and_grad(self._loss)
         self.key = ""
+        self._whole: Progress | None = None  # as the last step left it, for `keep`
 
     def train(self) -> Done:
         """All steps that are left, then the adapter."""
@@ -165,6 +172,7 @@ class Trainer:
                     stopped = self._validated(now)
                 if now.step % s.save_every == 0 and now.step != s.iters:
                     self._save(now)
+                self._whole = replace(now, log=list(now.log))
         return self._finish(now, first, time.perf_counter() - begun, tokens, stopped)
 
     def validate(self, parameters: Parameters | None) -> float:
@@ -289,7 +297,15 @@ class Trainer:
         facts = {name: getattr(now, name) for name in KEPT}
         state.save(self.settings.output, self.key, facts, trees)
 
-    def _finish(self, now: Progress, first: int, seconds: float, tokens: int, stopped: bool) -> Done:
+    def keep(self) -> None:
+        """Write the state and the adapter of the last whole step; nothing where there was none."""
+        if self._whole is not None:
+            self._save(self._whole)
+            self._write(self._whole)
+            self._events.info(f"kept after step {self._whole.step} of {self.settings.iters}; the same command goes on from there")
+
+    def _write(self, now: Progress) -> Parameters:
+        """The adapter: the best parameters where they were validated, else the last; they are returned."""
         s = self.settings
         chosen = now.parameters if now.best_loss is None else now.best
         facts = {
@@ -302,6 +318,10 @@ class Trainer:
             "settings": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(s).items()},
         }
         save.write(s.output, parts(chosen, self._learner.scales), s.model, facts, s.rslora)
+        return chosen
+
+    def _finish(self, now: Progress, first: int, seconds: float, tokens: int, stopped: bool) -> Done:
+        s, chosen = self.settings, self._write(now)
         if (s.output / state.FOLDER).exists():
             files.remove_tree(s.output / state.FOLDER)
         count = sum(int(array.size) for part in chosen.values() for array in part.values())

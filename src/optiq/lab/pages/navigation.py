@@ -17,7 +17,11 @@ class Screen:
 SCREENS = (
     Screen("Models", "/", "inventory_2"),
     Screen("Chat", "/chat", "forum"),
+    Screen("Compare", "/compare", "compare"),
     Screen("Quantize", "/quantize", "tune"),
+    Screen("KV cache", "/kv-cache", "memory"),
+    Screen("Fine-tune", "/fine-tune", "school"),
+    Screen("Evaluate", "/evaluate", "checklist"),
     Screen("Server", "/server", "dns"),
     Screen("Jobs", "/jobs", "list_alt"),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from nicegui import ui
 from nicegui.elements.mixins.value_element import ValueElement
@@ -268,8 +268,11 @@ class _Screen:
         interval = f" ({one.interval[0]:.5f} to {one.interval[1]:.5f})" if one.interval else ""
         name = quote(one.output, safe="")
 
+        sides = urlencode({"model": self.study.model, "other": one.output})
+
         def actions() -> None:
             with box("bar"):
+                link_button("Compare", f"/compare?{sides}", f"Compare {line(one.output)} with its original")
                 link_button("Serve", f"/server?model={name}", f"Serve {line(one.output)}")
 
         def where() -> None:

@@ -148,7 +148,7 @@ class _Screen:
         self.adapters.clear()
         with self.adapters:
             if not found["mounted"] and not found["available"]:
-                paragraph("None yet: `optiq lora train` makes them.", "soft")
+                paragraph("None yet: the screen Fine-tune makes them.", "soft")
             for name in dict.fromkeys([*found["mounted"], *found["available"]]):
                 mounted = name in found["mounted"]
                 with box("bar"):

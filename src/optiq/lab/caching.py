@@ -1,0 +1,138 @@
+"""Key/value caches in fewer bits as the workbench sees them: commands, damages, the curve of budgets, recipes that were made.
+
+kv/<key>/{kv_sensitivity,kv_curve}.json -> a budget -> optiq kv-cache --from -> kv/<name>/kv_config.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optiq import files
+from optiq.errors import FormatError
+from optiq.lab.jobs.job import Job, State
+from optiq.lab.jobs.queue import Queue
+from optiq.lab.place import Place, free_name, slug
+
+MEASURE, MAKE = "measure caches", "make a cache recipe"  # what a job's facts call it
+SCHEMES = {"best": "best", "turbo": "TurboQuant", "affine": "affine (MLX's codes)"}
+
+
+@dataclass
+class Form:
+    """How damages are measured; an empty text leaves the command's own default."""
+
+    widths: str = "2,3,4,5,6,8"
+    scheme: str = "best"
+    rows: str = ""
+    length: str = ""
+
+    @property
+    def least(self) -> str:
+        """The smallest width: the budget of the recipe that measuring makes on its way."""
+        return min((part.strip() for part in self.widths.split(",") if part.strip().isdigit()), key=int, default="4")
+
+    def words(self) -> list[str]:
+        """As flags."""
+        found = ["--candidate-bits", self.widths.replace(" ", "")]
+        found += ["--scheme", self.scheme] if self.scheme != "best" else []
+        for flag, value in (("--n-samples", self.rows), ("--seq-len", self.length)):
+            found += [flag, value.strip()] if value.strip() else []
+        return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """One plan: mean width of codes, bytes per token of context, predicted KL in nats per token."""
+
+    bits: float
+    bytes: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Plans of rising size; ``full_bytes`` are those of a token in 16 bits."""
+
+    points: tuple[Point, ...]
+    full_bytes: int
+
+    def at(self, bits: float) -> Point:
+        """The largest plan within a mean width; the smallest of all below it."""
+        return self.points[max(0, bisect_right([point.bits for point in self.points], bits + 1e-9) - 1)]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model's caches."""
+
+    place: Place
+    model: str
+
+    @property
+    def folder(self) -> Path:
+        """Where damages are kept, a directory that belongs to the model alone."""
+        digest = hashlib.sha256(self.model.encode("utf-8", "replace")).hexdigest()[:8]
+        return self.place.folder("kv") / f"{slug(Path(self.model).name)}-{digest}"
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are damages and their curve."""
+        return (self.folder / "kv_curve.json").exists()
+
+    def measure_words(self, form: Form) -> list[str]:
+        """The command that measures."""
+        again = ["--overwrite"] if self.measured else []
+        return ["kv-cache", self.model, "--target-bits", form.least, *form.words(), "-o", str(self.folder), *again]
+
+    def output(self, bits: float) -> Path:
+        """A free directory for a recipe."""
+        return free_name(self.place.folder("kv"), f"{slug(Path(self.model).name)}-{bits:.2f}bits")
+
+    def make_words(self, bits: float, output: Path) -> list[str]:
+        """The command that makes a recipe out of what was measured."""
+        return ["kv-cache", self.model, "--target-bits", f"{bits:.2f}", "--from", str(self.folder), "-o", str(output)]
+
+    def curve(self) -> Curve:
+        """The curve.
+
+        Raises:
+            FormatError: it cannot be read.
+        """
+        file = self.folder / "kv_curve.json"
+        data = files.read_json(file, what="curve of caches")
+        try:
+            rows = [Point(float(row["bits"]), int(row["bytes_per_token"]), float(row["predicted_kl"])) for row in data["points"]]
+            return Curve(tuple(sorted(rows, key=lambda point: point.bits)), int(data["full_bytes_per_token"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{file} lacks or garbles a field: {error!r}; measure again") from None
+
+    def damages(self) -> list[Mapping[str, Any]]:
+        """A row per layer, as optiq kv-cache writes them.
+
+        Raises:
+            FormatError: they cannot be read.
+        """
+        file = self.folder / "kv_sensitivity.json"
+        try:
+            rows = json.loads(file.read_bytes())
+            return [{"layer": int(row["layer_idx"]), "keys": dict(row["keys"]), "values": dict(row["values"])} for row in rows]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{file} cannot be read: {error!r}; measure again") from None
+
+    def recipes(self, queue: Queue) -> list[Mapping[str, Any]]:
+        """What jobs that made recipes for this model came to, the newest first."""
+        jobs: Sequence[Job] = [job for job in queue.store.all() if job.facts.get("what") == MAKE and job.state is State.DONE]
+        found = [queue.log(job.id).result for job in jobs if job.facts.get("model") == self.model]
+        return [result for result in found if result]
+
+
+def recipe_folders(place: Place) -> dict[str, str]:
+    """Recipes on this disk, path by path, with names for people."""
+    found = sorted(place.folder("kv").glob("*/kv_config.json"))
+    return {str(file.parent): file.parent.name for file in found}
