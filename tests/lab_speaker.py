@@ -1,7 +1,7 @@
 """A stand-in for `optiq serve` that says what it is told, as slowly as it is told; a workbench finds it as a job that runs.
 
-`python tests/lab_speaker.py` prints its port. The reply to a question is the question itself; ``slowly N:`` in front of it makes
-N pieces of it, one each 20 ms, and ``think:`` makes it reasoning.
+`python tests/lab_speaker.py ADAPTER …` prints its port. The reply to a question is the question itself; ``slowly N:`` in front
+of it makes N pieces of it, one each 20 ms, and ``think:`` makes it reasoning.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +29,7 @@ class Speaker(BaseHTTPRequestHandler):
         if self.path == "/v1/models":
             self._whole({"data": [{"id": MODEL, "family": "", "settings": {}}]})
         elif self.path == "/v1/adapters":
-            self._whole({"mounted": ["<img src=x onerror=fail()>"], "available": []})
+            self._whole({"mounted": sys.argv[1:], "available": []})
         else:
             self._whole({})
 
@@ -72,13 +72,13 @@ class Speaker(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def spoken(data: Path) -> Iterator[None]:
+def spoken(data: Path, adapters: Sequence[str] = ("sql",)) -> Iterator[None]:
     """A speaker runs, and the workbench whose directory is ``data`` will take it for a server that it had started."""
     from optiq.lab.database import Database
     from optiq.lab.jobs import process
     from optiq.lab.jobs.store import Store
 
-    child = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen([sys.executable, __file__, *adapters], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert child.stdout is not None
         port = int(child.stdout.readline())

@@ -52,7 +52,7 @@ def hostile_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         _folder(os.fsencode(data / "adapters") + b"/" + name, "adapter_config.json", {"base_model_name_or_path": text})
     _folder(os.fsencode(models) + b"/broken \xff\x80", "config.json", {"model_type": "x"})
     plant_curve(data, HOSTILE)
-    with spoken(data):
+    with spoken(data, ["<img data-hostile src=x onerror=window.hostile=1>"]):
         _write(data)
         lab = start_lab(data, str(models))
         yield lab
