@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,27 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from lab_process import CHROMIUM, CHROMIUM_FLAGS, Lab, end_lab, start_lab
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-START_S = 120
-
-
-@dataclass
-class Lab:
-    """A running workbench; ``url`` carries the token."""
-
-    data: Path
-    process: subprocess.Popen[str]
-    url: str
-
-    @property
-    def base(self) -> str:
-        """The address without path and token."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc}"
 
 
 @dataclass
@@ -46,24 +23,6 @@ class Visit:
     page: Page
     outside: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-
-
-def start_lab(data: Path, *words: str) -> Lab:
-    """Start a workbench and wait for its address."""
-    command = [sys.executable, "-m", "optiq.cli", "lab", *words, "--data", str(data), "--no-browser", "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    log = (data.parent / f"{data.name}.log").open("w")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=data.parent)
-    assert process.stdout is not None
-    text = process.stdout.readline()
-    assert "http://" in text, (data.parent / f"{data.name}.log").read_text()
-    return Lab(data, process, next(word for word in text.split() if word.startswith("http://")))
-
-
-def end_lab(lab: Lab) -> int:
-    """End it as Ctrl-C does; its exit code."""
-    lab.process.send_signal(signal.SIGTERM)
-    return lab.process.wait(START_S)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +41,7 @@ def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
     with api.sync_playwright() as play:
-        found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        found = play.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         yield found
         found.close()
 
@@ -115,11 +74,3 @@ def _note_outside(visit: Visit, url: str, own: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("data", "blob") and parts.netloc != own:
         visit.outside.append(url)
-
-
-def until(true: Callable[[], bool], limit_s: float = 60.0) -> None:
-    """Wait for something outside of the browser."""
-    end = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)

@@ -67,12 +67,13 @@ def test_preferences_outlive_a_visit(tmp_path: Path) -> None:
     assert again.get("theme") == "dark" and again.get("other", "auto") == "auto"
 
 
-def test_a_budget_buys_the_largest_plan_within_it(tmp_path: Path) -> None:
+def test_a_budget_buys_what_lies_between_two_plans(tmp_path: Path) -> None:
     points = [{"bytes": 10 * n, "total_files": 10 * n + 1, "bpw": n, "predicted_kl": 1 / n} for n in (4, 2, 3)]
     (tmp_path / "c.json").write_text(json.dumps({"schema": 1, "points": points}))
     found = curve.load(tmp_path / "c.json")
-    assert [found.at(bpw).bpw for bpw in (1.0, 2.0, 3.99, 9.0)] == [2.0, 2.0, 3.0, 4.0]
-    assert found.at(4).bytes == 41
+    assert [found.at(bpw).bpw for bpw in (1.0, 2.0, 3.5, 9.0)] == [2.0, 2.0, 3.5, 4.0]
+    assert [found.at(bpw).bytes for bpw in (4, 3.5, 3)] == [41, 36, 31]
+    assert found.at(2.5).kl == pytest.approx((1 / 2 + 1 / 3) / 2)
     (tmp_path / "d.json").write_text('{"schema": 1, "points": [{"bpw": 1}]}')
     with pytest.raises(FormatError, match="garbles a field"):
         curve.load(tmp_path / "d.json")

@@ -63,6 +63,11 @@ class Answer(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         self.server.requests.append((self.command, self.path, self.headers.get("Range", "")))
         path = self.path.split("?")[0]
+        if path == "/api/models":
+            wanted = "search=small" in self.path and "filter=safetensors" in self.path
+            counts = {"parameters": {"BF16": 3_000_000_000, "U8": 5}, "total": 3_000_000_005}
+            found = [{"id": "acme/small", "downloads": 7, "safetensors": counts}, {"id": "acme/other", "downloads": 1}]
+            return self._json(found if wanted else [], body)
         name = "/".join(re.sub(r"^/(api/models/)?", "", path).split("/")[:2])
         if name == "acme/gated":
             return self._refuse(403, "GatedRepo")
@@ -200,6 +205,19 @@ def test_pull_fetches_what_is_needed_and_list_and_rm_know_it(server: Hub, tmp_pa
     assert "wants a confirmation" in _optiq(tmp_path, server.url, "rm", "acme/small").stderr
     assert _optiq(tmp_path, server.url, "rm", "acme/small", "--yes").returncode == 0
     assert json.loads(_optiq(tmp_path, server.url, "list", "--json").stdout)["models"] == []
+
+
+def test_the_hub_is_searched_by_a_text(server: Hub, tmp_path: Path) -> None:
+    found = json.loads(_optiq(tmp_path, server.url, "models", "--search", "small", "--json").stdout)
+    small, other = found["models"]
+    assert (small["id"], small["size_bytes"], small["downloads"]) == ("acme/small", 6_000_000_005, 7)
+    assert small["fits"] is (small["needed_bytes"] <= found["memory_bytes"]) and other["size_bytes"] is other["fits"] is None
+    done = _optiq(tmp_path, server.url, "models", "--search", "nothing")
+    assert done.stdout == "no model for 'nothing'\n"
+    done = _optiq(tmp_path, "http://127.0.0.1:9", "models", "--search", "small")
+    assert done.returncode == 2 and "cannot be reached for 'small'" in done.stderr
+    done = _optiq(tmp_path, server.url, "models", "--search", " ")
+    assert done.returncode == 2 and "the text to search for is empty" in done.stderr
 
 
 def test_a_dropped_connection_resumes_in_the_same_run(server: Hub, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ class Reply:
 
     Args:
         finish: stop, length or tool_calls; empty where it was stopped.
-        seconds: of writing, from the first token to the last.
+        seconds: of writing, from the first piece to the last, as this side saw them.
+        speed: tokens per second as the server timed them; None where it did not say.
     """
 
     prompt_tokens: int = 0
@@ -123,11 +124,14 @@ class Reply:
     finish: str = ""
     first_s: float = 0.0
     seconds: float = 0.0
+    speed: float | None = None
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
 
     @property
     def tokens_per_s(self) -> float:
-        """Speed of writing; the first token belongs to reading."""
+        """Speed of writing; the first token belongs to reading. Pieces may come in bursts, so the server's figure goes first."""
+        if self.speed is not None:
+            return self.speed
         return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds > 0 else 0.0
 
     def facts(self) -> dict[str, Any]:
@@ -185,6 +189,7 @@ def _pieces(text: str, reply: Reply) -> list[tuple[str, str]]:
         if usage := chunk.get("usage"):
             reply.prompt_tokens, reply.tokens = usage["prompt_tokens"], usage["completion_tokens"]
             reply.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+            reply.speed = (chunk.get("timings") or {}).get("predicted_per_second")
         found = []
         for choice in chunk["choices"]:
             reply.finish = choice.get("finish_reason") or reply.finish

@@ -1,4 +1,4 @@
-"""The Pareto curve that `optiq plan --curve` wrote, and the point of it that a budget buys: a lookup, no solving."""
+"""The Pareto curve that `optiq plan --curve` wrote, and what a budget buys on it: a lookup, no solving."""
 
 from __future__ import annotations
 
@@ -26,9 +26,17 @@ class Curve:
     points: tuple[Point, ...]
 
     def at(self, bpw: float) -> Point:
-        """The largest plan within a budget in bits per weight; the smallest of all below it."""
-        place = bisect_right([point.bpw for point in self.points], bpw + 1e-9)
-        return self.points[max(0, place - 1)]
+        """What a budget in bits per weight buys: between two plans of the curve a mixture of both, outside of it the nearest.
+
+        Size is linear in the bits; of the divergence, the line between two plans of a convex curve is the least possible, and a
+        conversion comes near to it as its solver fills the budget.
+        """
+        place = bisect_right([point.bpw for point in self.points], bpw)
+        if place in (0, len(self.points)):
+            return self.points[min(place, len(self.points) - 1)]
+        low, high = self.points[place - 1], self.points[place]
+        share = (bpw - low.bpw) / (high.bpw - low.bpw)
+        return Point(bpw, round(low.bytes + share * (high.bytes - low.bytes)), low.kl + share * (high.kl - low.kl))
 
 
 def load(path: Path) -> Curve:

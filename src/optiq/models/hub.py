@@ -25,6 +25,23 @@ from optiq.models.download import fetch
 HUB_TIMEOUT_S = 5.0  # to the first answer; a machine without a network should hear so at once
 WANTED = ("*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py", "*.md", "LICENSE*")
 UNWANTED = ("original/*", "onnx/*", "metal/*", "*/*/*", "consolidated*.safetensors", "*.onnx.json")
+# Bytes per number by the hub's names of types (safetensors' own names).
+WIDTHS = {
+    "F64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "BOOL": 1,
+}
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -43,6 +60,55 @@ class Cached:
     path: Path
     bytes: int
     revisions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on the hub.
+
+    Args:
+        name: hub id.
+        bytes: of its safetensors files, from the numbers of weights that the hub tells; None where it tells none.
+        downloads: in the last month, as the hub counts them.
+        tags: the hub's words for it.
+    """
+
+    name: str
+    bytes: int | None
+    downloads: int
+    tags: tuple[str, ...]
+
+
+def search(text: str, limit: int = 20) -> list[Found]:
+    """Models of the hub with safetensors files for a text, the most downloaded first.
+
+    Args:
+        text: part of a name.
+        limit: at most so many.
+
+    Raises:
+        InputError: the text is empty.
+        ResourceError: the hub cannot be reached.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if not text.strip():
+        raise InputError("the text to search for is empty; write a part of a model's name")
+    fields = ["safetensors", "downloads", "tags"]
+    try:
+        found = huggingface_hub.HfApi().list_models(
+            search=text.strip(), filter="safetensors", sort="downloads", limit=limit, expand=fields
+        )
+        return [_found(model) for model in found]
+    except (errors.HTTPError, OSError, ValueError) as error:
+        raise _explained(repr(text), None, error) from error
+
+
+def _found(model: Any) -> Found:
+    counts = getattr(model.safetensors, "parameters", None) or {}
+    size = sum(int(count * WIDTHS.get(kind, 2)) for kind, count in counts.items())
+    return Found(str(model.id), size or None, int(model.downloads or 0), tuple(model.tags or ()))
 
 
 def resolve(model: str | os.PathLike[str], revision: str | None = None, events: Events = QUIET) -> Path:

@@ -167,6 +167,8 @@ async def _hub(bench: Workbench, place: ui.element) -> None:
             button("Download", lambda: _pull(bench, str(wanted.value or "").strip()), "main")
         command = CommandBox(["pull", "Qwen/Qwen3.5-0.8B"])
         wanted.on_value_change(lambda event: command.show(["pull", str(event.value or "").strip() or "Qwen/Qwen3.5-0.8B"]))
+        heading("Search the hub", 3)
+        _Search(bench)
         heading("Reference models", 3)
         waiting = paragraph("Asking …", "soft")
     try:
@@ -178,6 +180,55 @@ async def _hub(bench: Workbench, place: ui.element) -> None:
     with place:
         rows = [_reference(bench, row) for row in found["models"]]
         table(["model", "size", "GSM8K", "best for", "here", "actions"], rows, right=(1, 2), label="Reference models")
+
+
+class _Search:
+    """Models of the hub by a part of their names; the one thing here that asks another machine, and only on demand."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        with box("bar"):
+            self.text = ui.input("Part of a name", on_change=self._show).props("outlined dense").classes("picker")
+            self.text.on("keydown.enter", self._ask)
+            button("Search", self._ask, "main", label="Search the hub")
+        self.command = CommandBox(self.words())
+        self.found = box("stack")
+
+    def words(self) -> list[str]:
+        """What is asked."""
+        return ["models", f"--search={str(self.text.value or '').strip() or 'TEXT'}"]
+
+    def _show(self) -> None:
+        self.command.show(self.words())
+
+    async def _ask(self) -> None:
+        if not str(self.text.value or "").strip():
+            say("write a part of a model's name first", "warning")
+            return
+        self.found.clear()
+        with self.found:
+            paragraph("Asking the hub …", "soft")
+        try:
+            rows = (await ask(self.words()))["models"]
+        except OptiqError as error:
+            self.found.clear()
+            with self.found:
+                note(error, "error")
+            return
+        self.found.clear()
+        with self.found:
+            if rows:
+                head = ["model", "size", "downloads", "here", "actions"]
+                table(head, [self._row(row) for row in rows], right=(1, 2), label="Models on the hub")
+            else:
+                paragraph("The hub has no such model with safetensors files.", "soft")
+
+    def _row(self, row: dict[str, Any]) -> list[Any]:
+        name = str(row["id"])
+        here = "–" if row["fits"] is None else "fits" if row["fits"] else f"needs {size(row['needed_bytes'])}"
+        get: Callable[[], None] = partial(_pull, self.bench, name)
+        action = partial(button, "Download", get, "quiet", label=f"Download {name}")
+        return [name, size(row["size_bytes"]), f"{row['downloads']:,}", here, action]
 
 
 def _reference(bench: Workbench, row: dict[str, Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -24,6 +25,7 @@ from optiq.lab.parts.elements import box, button, figures, folded, link_button, 
 from optiq.lab.parts.jobview import JobView
 from optiq.lab.parts.picker import ModelPicker
 from optiq.lab.parts.sensitivity import sensitivity
+from optiq.lab.parts.slider import Slider
 from optiq.lab.quantizing import CONVERT, MEASURE, Choices, Outcome, Study, outcomes
 from optiq.lab.text import line
 from optiq.lab.workbench import Workbench
@@ -198,8 +200,8 @@ class _Screen:
         low, high = self.curve.points[0].bpw, self.curve.points[-1].bpw
         self.budget = min(max(self.budget, low), high)
         self.figures = figures([("size", ""), ("bits per weight", ""), ("predicted KL", "")])
-        slider = ui.slider(min=round(low, 2), max=round(high, 2), step=0.01, value=round(self.budget, 2), on_change=self._slid)
-        slider.props('label color=primary aria-label="Budget in bits per weight"')
+        ends = math.ceil(100 * low) / 100, math.floor(100 * high) / 100
+        Slider(*ends, 0.01, round(self.budget, 2), "Budget in bits per weight", self._slid)
         self.picture = charts.chart(self._picture(), "Predicted KL over bits per weight, with the chosen budget")
         with folded("The command behind the curve"):
             CommandBox(self.study.curve_words())
@@ -207,8 +209,8 @@ class _Screen:
         button("Quantize", self._start_convert, "main")
         self._follow()
 
-    def _slid(self, event: ValueChangeEventArguments[Any]) -> None:
-        self.budget = float(event.value)
+    def _slid(self, budget: float) -> None:
+        self.budget = budget
         self._follow()
         point = self.curve.at(self.budget)
         mark = {"id": "mark", "data": [{"value": [point.bpw, point.kl], "name": "this budget"}]}

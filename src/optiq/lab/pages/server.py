@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class _Screen:
             self._text("Memory for caches, GB", "memory_gb")
             self._text("Cache recipe (kv_config.json)", "kv_config")
             self._select("Adapters to mount", "adapters", self._adapters(), several=True)
-        self.command = CommandBox(self.form.words())
+        self.command = CommandBox(self._words())
         button("Start", self._start, "main")
 
     def _adapters(self) -> dict[str, str]:
@@ -77,7 +78,11 @@ class _Screen:
 
     def _set(self, name: str, value: Any) -> None:
         setattr(self.form, name, value)
-        self.command.show(self.form.words())
+        self.command.show(self._words())
+
+    def _words(self) -> list[str]:
+        """The command as it is shown; before a model is chosen a word stands for it."""
+        return self.form.words() if self.form.model else replace(self.form, model="MODEL").words()
 
     def _text(self, label: str, name: str) -> None:
         ui.input(label, on_change=lambda event: self._set(name, str(event.value or ""))).props("outlined dense")

@@ -42,7 +42,8 @@ class ModelPicker:
             label=label,
             value=value or None,
             with_input=True,
-            new_value_mode="add-unique",
+            new_value_mode="add",
+            key_generator=self._named,
             on_change=lambda: chosen(self.value),
         )
         self._select.classes("picker").props("outlined dense options-dense hide-dropdown-icon=false")
@@ -52,6 +53,10 @@ class ModelPicker:
         return {
             model.name: option_text(model) for model in self._library.models if self._accept(model) and model.kind != "broken"
         }
+
+    def _named(self, text: str) -> str:
+        """What was typed, as a model's name: the field holds the text of the chosen model, and Tab hands that back as typed."""
+        return next((name for name, shown in dict(self._select.options).items() if shown == text), text.strip())
 
     @property
     def value(self) -> str:

@@ -82,6 +82,7 @@ export default {
       const thinking = element("details", "folded");
       thinking.append(element("summary", "", "Thinking"), element("div", "turn-thinking", turn.reasoning));
       thinking.hidden = !turn.reasoning;
+      thinking.open = Boolean(turn.id && turn.reasoning && !turn.content); // all that there is of a reply is not hidden
       const body = element("div", "turn-body");
       if (turn.content) fill(body, turn.content);
       root.append(...turn.files.map((name) => element("div", "turn-file soft", name)), thinking, body);

@@ -21,7 +21,7 @@ from optiq.serve.http.asking import Asked, Prepared, prepared
 from optiq.serve.http.chat_body import ChatBody
 from optiq.serve.http.context import Chosen, Context
 from optiq.serve.http.openai_errors import broken
-from optiq.serve.http.openai_fields import usage_of
+from optiq.serve.http.openai_fields import timings_of, usage_of
 from optiq.serve.http.reply import Part, Ran, Whole
 from optiq.serve.http.stream import EventStream, frame
 from optiq.serve.http.token_text import token_texts
@@ -84,11 +84,13 @@ async def _whole(run: Run) -> dict[str, Any]:
     async with aclosing(run.choices()) as parts:
         async for number, part in parts:
             wholes[number].add(part)
+    usages = [whole.usage for whole in wholes]
     return {
         **run.head,
         "object": "chat.completion",
         "choices": [_choice(run, number, whole) for number, whole in enumerate(wholes)],
-        "usage": usage_of([whole.usage for whole in wholes], sum(whole.reasoning_tokens for whole in wholes)),
+        "usage": usage_of(usages, sum(whole.reasoning_tokens for whole in wholes)),
+        "timings": timings_of(usages),
     }
 
 
@@ -156,8 +158,9 @@ async def _frames(run: Run) -> AsyncGenerator[bytes, None]:
                 yield _chunk(head, number, {}, extra, _fresh(run, state), _reason(state.whole))
     if with_usage:
         wholes = [state.whole for state in states]
-        usage = usage_of([whole.usage for whole in wholes], sum(whole.reasoning_tokens for whole in wholes))
-        yield frame({**head, "choices": [], "usage": usage})
+        usages = [whole.usage for whole in wholes]
+        usage = usage_of(usages, sum(whole.reasoning_tokens for whole in wholes))
+        yield frame({**head, "choices": [], "usage": usage, "timings": timings_of(usages)})
     yield DONE
 
 

@@ -153,6 +153,28 @@ def usage_of(usages: Sequence[Usage], reasoning_tokens: int) -> dict[str, Any]:
     }
 
 
+def timings_of(usages: Sequence[Usage]) -> dict[str, Any]:
+    """How long replies to one prompt took, as the engine timed them: an addition to OpenAI's protocol that some servers share.
+
+    Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md (`timings`); milliseconds, tokens per second.
+    """
+    prompt_s = max((usage.prompt_s for usage in usages), default=0.0)
+    decode_s = max((usage.decode_s for usage in usages), default=0.0)
+    cached = usages[0].cached_tokens if usages else 0
+    read = usages[0].prompt_tokens - cached if usages else 0
+    drawn = sum(usage.tokens for usage in usages)
+    later = drawn - len(usages)  # the first token of each reply belongs to reading
+    return {
+        "cache_n": cached,
+        "prompt_n": read,
+        "prompt_ms": 1000 * prompt_s,
+        "prompt_per_second": read / prompt_s if prompt_s > 0 else None,
+        "predicted_n": drawn,
+        "predicted_ms": 1000 * decode_s,
+        "predicted_per_second": later / decode_s if decode_s > 0 and later > 0 else None,
+    }
+
+
 def stops_of(stop: Stop, field: str = "stop") -> tuple[str, ...]:
     """Strings that end the reply."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
