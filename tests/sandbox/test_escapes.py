@@ -72,6 +72,20 @@ def secret() -> Iterator[Path]:
     path.unlink()
 
 
+def test_a_program_can_read_its_own_text(runner: Runner) -> None:
+    program = """
+        import inspect, traceback
+        def f():
+            return 1 / 0
+        print(inspect.getsource(f).splitlines()[1].strip())
+        try:
+            f()
+        except ZeroDivisionError:
+            print(traceback.format_exc().splitlines()[-3].strip())
+    """
+    assert run(runner, program).stdout == "return 1 / 0\nreturn 1 / 0\n"
+
+
 def test_programs_inherit_no_settings_of_the_starter(runner: Runner) -> None:
     assert run(runner, "class A:\n    x: int\nprint(A.__annotations__['x'] is int)").stdout == "True\n"
 

@@ -6,16 +6,30 @@ that the program cannot raise them again.
 
 from __future__ import annotations
 
-import linecache
 import os
 import resource
 import sys
-import traceback
-import types
+
+TYPE_CHECKING = False  # what is imported here is waited for by every program
+if TYPE_CHECKING:
+    import types
+
+
+class Source:
+    """Gives the program's text to tracebacks and to `inspect`, as loaders of modules do."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def get_source(self, name: str) -> str:
+        """See PEP 302."""
+        return self._text
 
 
 def tell(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     """An error that nobody caught, from the program's first line on."""
+    import traceback
+
     while trace is not None and trace.tb_frame.f_code.co_filename != "program.py":
         trace = trace.tb_next
     traceback.print_exception(kind, error, trace)
@@ -34,9 +48,8 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     name = "program.py"
-    linecache.cache[name] = (len(program), None, program.splitlines(keepends=True), name)
-    module = types.ModuleType("__main__")
-    module.__file__ = name
+    module = type(sys)("__main__")
+    module.__dict__.update(__file__=name, __loader__=Source(program))
     sys.modules["__main__"], sys.argv, sys.excepthook = module, [name], tell
     exec(compile(program, name, "exec", dont_inherit=True), module.__dict__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import json
+import marshal
 import os
 import platform
 import shutil
@@ -29,6 +29,7 @@ from optiq.sandbox.policy import Policy
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _FILES = ("/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types")
 _LANDLOCK_CREATE_RULESET, _VERSION = 444, 1
+_MARSHAL = 2  # a version that all Pythons read
 
 
 class Namespaces:
@@ -69,7 +70,7 @@ class Namespaces:
                     "command": python_words(self._interpreter, program, policy),
                     "environment": environment(scratch),
                 }
-                argv = (self._interpreter, "-I", "-S", "-B", "-c", source("stage.py"), json.dumps(wanted))
+                argv = (self._interpreter, "-I", "-S", "-B", "-c", source("stage.py"), marshal.dumps(wanted, _MARSHAL).hex())
                 yield Launch(argv, environment(scratch), (program, rules), first=lambda stage: next(children(stage), None))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -1,8 +1,8 @@
 """From outside into namespaces, Landlock and seccomp, then the program. Runs as text, knows nothing of ours.
 
-Argument: JSON with `caller` (the process whose end ends this), `scratch` and `size` (a folder and the bytes of the file system
-that is mounted there), `readable`, `devices` and `writable` (paths), `filter` (the descriptor of a seccomp filter), `command` and
-`environment`.
+Argument: in hexadecimal digits, by `marshal`, a dictionary with `caller` (the process whose end ends this), `scratch` and `size`
+(a folder and the bytes of the file system that is mounted there), `readable`, `devices` and `writable` (paths), `filter` (the
+descriptor of a seccomp filter), `command` and `environment`.
 
 Sources: man 7 user_namespaces, pid_namespaces, landlock; man 2 mount_setattr; linux/landlock.h
 """
@@ -10,14 +10,13 @@ Sources: man 7 user_namespaces, pid_namespaces, landlock; man 2 mount_setattr; l
 from __future__ import annotations
 
 import ctypes
-import json
+import marshal
 import os
 import select
-import signal
 import struct
 import sys
 
-TYPE_CHECKING = False  # the module of that name costs a tenth of the start
+TYPE_CHECKING = False  # what is imported here is waited for by every program: no typing, json or signal
 if TYPE_CHECKING:
     from typing import Any
 
@@ -25,7 +24,7 @@ _NEW = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x400000
 _NOSUID_NODEV, _PRIVATE, _BIND = 2 | 4, (1 << 14) | (1 << 18), (1 << 12) | (1 << 14)
 _MOUNT_SETATTR, _HERE, _RECURSIVE, _READ_ONLY = 442, -100, 0x8000, 1
 _BYTES_PER_FILE = 1024  # of the scratch file system, at least: names and empty files take memory that no size counts
-_PDEATHSIG, _NO_NEW_PRIVS, _SECCOMP, _FILTER = 1, 38, 22, 2
+_PDEATHSIG, _NO_NEW_PRIVS, _SECCOMP, _FILTER, _SIGKILL = 1, 38, 22, 2, 9
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _EXECUTE, _WRITE, _READ, _LIST, _TRUNCATE, _IOCTL = 1, 2, 4, 8, 1 << 14, 1 << 15
 _OF_FILES = _EXECUTE | _WRITE | _READ | _TRUNCATE | _IOCTL
@@ -119,8 +118,8 @@ def waited(child: int) -> int:
 
 def main() -> None:
     """Three processes: this one outside, the first inside, which reaps, and the program."""
-    wanted = json.loads(sys.argv[1])
-    control(_PDEATHSIG, signal.SIGKILL)
+    wanted = marshal.loads(bytes.fromhex(sys.argv[1]))
+    control(_PDEATHSIG, _SIGKILL)
     if os.getppid() != wanted["caller"]:
         return  # it ended before it could take us along
     leave(wanted)
@@ -129,7 +128,7 @@ def main() -> None:
     if first:
         os._exit(waited(first))
     os.close(held)
-    control(_PDEATHSIG, signal.SIGKILL)
+    control(_PDEATHSIG, _SIGKILL)
     if select.select([alive], [], [], 0)[0]:
         return
     os.setsid()
