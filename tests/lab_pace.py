@@ -88,7 +88,7 @@ def frames_ms(page: Page, act: Callable[[], None]) -> list[float]:
 
 def fill_chat(lab_data: Path, turns: int) -> int:
     """Keep a chat of so many turns in a directory that no workbench has open; its id."""
-    database = Database(lab_data / "lab.sqlite")
+    database = Database(Place.open(lab_data).database)
     chats = Chats(database)
     chat = chats.add({})
     for n in range(turns):
