@@ -53,6 +53,7 @@ def build(bench: Workbench, host: str, port: int) -> ASGIApp:
         tailwind=False,
         show_welcome_message=False,
         language="en-US",
+        reconnect_timeout=60.0,  # a page whose machine was busy goes on where it was, instead of loading anew
         gzip_middleware_factory=None,  # nothing is far away, and the guard reads pages
     )
     return Guard(app, own_hosts(host, port), bench.place.token(), port)

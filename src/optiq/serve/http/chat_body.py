@@ -245,4 +245,5 @@ class ChatCompletion(Answer):
     model: str
     choices: list[Choice]
     usage: fields.UsageField
+    timings: fields.TimingsField | None = None
     system_fingerprint: str | None = None

@@ -153,6 +153,18 @@ def usage_of(usages: Sequence[Usage], reasoning_tokens: int) -> dict[str, Any]:
     }
 
 
+class TimingsField(Answer):
+    """How long replies took in the engine: milliseconds, and tokens per second where there is a time."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float | None
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float | None
+
+
 def timings_of(usages: Sequence[Usage]) -> dict[str, Any]:
     """How long replies to one prompt took, as the engine timed them: an addition to OpenAI's protocol that some servers share.
 
