@@ -1,5 +1,7 @@
 // The turns of a conversation, as plain DOM. Every text is set as text; fences of code become <pre>, nothing becomes markup.
+// Turns stand in groups, because a browser passes over what is out of sight group by group; a reply is drawn once per frame.
 const NEAR_END = 80; // pixels from the end within which the view follows what is written
+const GROUP = 50; // turns
 
 function element(tag, classes, text) {
   const made = document.createElement(tag);
@@ -24,29 +26,42 @@ export default {
   template: `<div role="log" aria-label="Conversation" aria-live="off"></div>`,
   created() {
     this.turns = new Map();
-    this.text = "";
-    this.thought = "";
+    this.text = this.thought = this.fresh = "";
+    this.drawing = 0; // the frame that will draw what is fresh
   },
   methods: {
     show(turns) {
       this.turns.clear();
-      this.$el.replaceChildren(...turns.map((turn) => this.made(turn)));
+      this.$el.replaceChildren();
+      for (const turn of turns) this.place(this.made(turn));
       this.toEnd();
     },
     add(turn) {
-      this.text = this.thought = "";
-      this.$el.append(this.made(turn));
+      this.text = this.thought = this.fresh = "";
+      this.place(this.made(turn));
       this.toEnd();
     },
+    place(root) {
+      if (!this.$el.lastChild || this.$el.lastChild.childElementCount >= GROUP) this.$el.append(element("div", "turns"));
+      this.$el.lastChild.append(root);
+    },
     append(content, reasoning) {
-      const follow = this.atEnd();
+      this.fresh += content;
+      this.thought += reasoning;
+      if (this.drawing) return;
+      this.drawing = requestAnimationFrame(() => this.draw());
+    },
+    draw() {
+      this.drawing = 0;
       const turn = this.turns.get(0);
       if (!turn) return;
-      if (reasoning) {
-        this.thought += reasoning;
+      const follow = this.atEnd();
+      if (this.thought) {
         turn.thinking.hidden = false;
         turn.thinking.lastChild.textContent = this.thought;
       }
+      const content = this.fresh;
+      this.fresh = "";
       if (content) {
         this.text += content;
         if (this.text.includes("```")) fill(turn.body, this.text);
@@ -65,7 +80,7 @@ export default {
       const made = this.made(turn);
       if (open) this.turns.get(turn.id).thinking.open = true;
       if (old) old.root.replaceWith(made);
-      else this.$el.append(made);
+      else this.place(made);
       if (follow) this.toEnd();
     },
     cut(first) {
