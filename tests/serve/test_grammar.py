@@ -52,6 +52,15 @@ def fits(compiler: Compiler, tokenizer: Any, spec: GrammarSpec, text: str) -> bo
     return state.accepts_end
 
 
+def _any_reply(state: State, compiler: Compiler) -> str:
+    """The text of the first tokens that the masks allow, up to where it is complete."""
+    found: list[int] = []
+    while not state.accepts_end:
+        found.append(int(state.mask().argmax()))
+        state.advance(found[-1])
+    return bytes(compiler.tokenizer.decode_bytes(found)).decode()
+
+
 def walk(state: State, rng: np.random.Generator, most: int) -> list[int]:
     """Random tokens that the masks allow, up to a stop token."""
     found: list[int] = []
@@ -183,24 +192,30 @@ def test_regex_object_and_lark(compiler: Compiler, tokenizer: Any) -> None:
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), min_size=1, max_size=4))
 def test_choices_are_taken_as_they_are(compiler: Compiler, tokenizer: Any, choices: list[str]) -> None:
     spec, tokens = GrammarSpec.choice(choices), compiler.tokenizer.tokenize_str(choices[-1])
-    # The tokenizer composes characters (NFC) first: tokens of a text that is not composed are those of another one.
+    assert _any_reply(compiler.compile(spec).start(), compiler) in choices
+    assert not fits(compiler, tokenizer, spec, "neither of these")
+    # The tokenizer composes characters (NFC) and takes texts of special tokens for these: such tokens are not of that text.
     assume(compiler.tokenizer.decode_bytes(tokens) == choices[-1].encode())
-    assume(not any(map(compiler.tokenizer.is_special_token, tokens)))  # see the next test
+    assume(not any(map(compiler.tokenizer.is_special_token, tokens)))
     state = compiler.compile(spec).start()
     for token in tokens:
         assert state.mask()[token]
         state.advance(token)
     assert state.accepts_end
-    assert not fits(compiler, tokenizer, spec, "neither of these")
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="llguidance forces the special token of such a text and then refuses it"
-)
-def test_a_choice_that_is_the_text_of_a_special_token(compiler: Compiler) -> None:
-    state = compiler.compile(GrammarSpec.choice(["<think>"])).start()
-    while not state.accepts_end:
-        state.advance(int(state.mask().nonzero()[0][0]))
+@pytest.mark.parametrize("text", ["<think>", "<|im_end|>", "e\u0301", "\u212b"])
+@pytest.mark.parametrize("kind", ["choice", "regex", "lark", "json_schema"])
+def test_texts_that_the_tokenizer_writes_otherwise_can_be_written(compiler: Compiler, kind: str, text: str) -> None:
+    """Texts of special tokens, and texts that are not composed (NFC): a row goes on to its end, and says just this."""
+    spec = {
+        "choice": GrammarSpec.choice([text]),
+        "regex": GrammarSpec("regex", text.replace("|", r"\|")),
+        "lark": GrammarSpec("lark", f'start: "{text}"'),
+        "json_schema": GrammarSpec.json_schema({"const": text}),
+    }[kind]
+    said = _any_reply(compiler.compile(spec).start(), compiler)
+    assert said == (json.dumps(text, ensure_ascii=False) if kind == "json_schema" else text)
 
 
 def test_a_choice_that_begins_another(compiler: Compiler, tokenizer: Any) -> None:

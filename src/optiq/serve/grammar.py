@@ -352,7 +352,7 @@ def _json_object(text: str) -> str:
 
 
 def _from_schema(schema: dict[str, Any]) -> str:
-    return LLMatcher.grammar_from_json_schema(with_real_times(schema), overrides=json_options())
+    return _lark("start: %json " + json.dumps(with_real_times(schema) | {"x-guidance": json_options()}))
 
 
 def json_options() -> Any:
@@ -364,20 +364,33 @@ def _choice(text: str) -> str:
     choices = json.loads(text)
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) and choice for choice in choices):
         raise InputError(f"choice: {text}, expected a list of texts, none of them empty")
-    return LLMatcher.grammar_from_regex("|".join(map(re.escape, choices)))
+    return _regex("|".join(map(re.escape, choices)))
+
+
+def _regex(text: str) -> str:
+    return _lark(json.loads(LLMatcher.grammar_from_regex(text))["grammars"][0]["lark_grammar"])
+
+
+def _lark(text: str) -> str:
+    """A grammar in llguidance's Lark dialect, every tokenization of whose texts may come.
+
+    Left to itself, llguidance allows a text without alternatives in the tokenizer's own tokens alone. Where that text is also
+    that of a special token, or is one that the tokenizer would normalize, it then refuses them, and the reply cannot go on.
+    """
+    return text + '\n%llguidance {"no_forcing": true}'
 
 
 # Kind -> what makes llguidance's form of it from the text.
 KINDS: Table[Callable[[str], str]] = Table("kind of grammar")
 KINDS.add("json_schema", _json_schema)
 KINDS.add("json_object", _json_object)
-KINDS.add("regex", LLMatcher.grammar_from_regex)
+KINDS.add("regex", _regex)
 KINDS.add("choice", _choice)
-KINDS.add("lark", LLMatcher.grammar_from_lark)
+KINDS.add("lark", _lark)
 
 
 def _one_line(message: str) -> str:
     """The compiler's reason without its drawings."""
     lines = [line.strip() for line in message.splitlines()]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return told[-1] if told else lines[0]
+    return re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", told[-1] if told else lines[0])
