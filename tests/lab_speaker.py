@@ -27,7 +27,8 @@ class Speaker(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Say what there is."""
         if self.path == "/v1/models":
-            self._whole({"data": [{"id": MODEL, "family": "", "settings": {}}]})
+            names = [MODEL, *(f"{MODEL}:{adapter}" for adapter in sys.argv[1:])]
+            self._whole({"data": [{"id": name, "family": "", "settings": {}} for name in names]})
         elif self.path == "/v1/adapters":
             self._whole({"mounted": sys.argv[1:], "available": []})
         else:

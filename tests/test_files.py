@@ -32,6 +32,12 @@ def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> No
     assert target.stat().st_mode & 0o444 == 0o444 & ~files._UMASK
 
 
+def test_half_a_surrogate_pair_is_written_and_read(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"schema": 1, "\ud800é": ["\udc80", "\\ud800"]})
+    assert files.read_json(tmp_path / "a.json") == {"schema": 1, "\ud800é": ["\udc80", "\\ud800"]}
+    assert "é" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a"
     files.write_bytes(target, b"old")

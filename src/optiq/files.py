@@ -41,8 +41,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path`` in one visible step."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write ``text`` as UTF-8 to ``path`` in one visible step.
+
+    Halves of surrogate pairs, which UTF-8 cannot carry, become escapes (``\\udcff``): names of files and foreign JSON hold them.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], obj: object, indent: int | None = 2) -> None:

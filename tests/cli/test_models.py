@@ -19,6 +19,18 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+def test_a_folder_whose_name_is_not_utf8_is_listed_as_json(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    broken = Path(f"{tmp_path}/odd \udcff")
+    broken.mkdir()
+    (broken / "config.json").write_text('{"model_type": "qwen3"}')
+    for words, code in ((["list", str(tmp_path)], 0), (["inspect", str(broken)], 2)):
+        assert main([*words, "--json"]) == code
+        told = capfdbinary.readouterr().out.decode("utf-8")
+        assert "odd \\udcff" in told and "odd \udcff" in json.dumps(json.loads(told), ensure_ascii=False)
+    assert main(["list", str(tmp_path)]) == 0
+    assert b"odd \\udcff" in capfdbinary.readouterr().out
+
+
 def test_list_shows_size_bits_kind_and_path(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", str(tiny_model.parent), "--json"]) == 0
     (row,) = [row for row in json.loads(capsys.readouterr().out)["models"] if row["path"] == str(tiny_model)]

@@ -34,12 +34,14 @@ def test_a_budget_buys_the_largest_plan_within_it(tmp_path: Path) -> None:
     points = [{"bits": bits, "bytes_per_token": 100 * bits, "predicted_kl": 1 / bits} for bits in (8, 4, 6)]
     (study.folder / "kv_curve.json").write_text(json.dumps({"schema": 1, "full_bytes_per_token": 1600, "points": points}))
     curve = study.curve()
-    assert [curve.at(bits).bits for bits in (3, 4, 5.99, 9)] == [4, 4, 4, 8] and curve.full_bytes == 1600
+    assert [curve.within(bits).bits for bits in (3, 4, 5.99, 9)] == [4, 4, 4, 8] and curve.full_bytes == 1600
     (study.folder / "kv_curve.json").write_text('{"schema": 1, "points": [{}]}')
     with pytest.raises(FormatError, match="lacks or garbles a field"):
         study.curve()
-    with pytest.raises(FormatError, match="cannot be read"):
-        study.damages()
+    for odd in ("{", '[{"layer_idx": 0, "keys": {"<b>": 1}, "values": {}}]', '[{"layer_idx": 0, "keys": [], "values": {}}]'):
+        (study.folder / "kv_sensitivity.json").write_text(odd)
+        with pytest.raises(FormatError, match="cannot be read"):
+            study.damages()
 
 
 def test_recipes_on_the_disk_are_offered(tmp_path: Path) -> None:

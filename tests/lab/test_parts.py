@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,13 +93,23 @@ def test_preferences_outlive_a_visit(tmp_path: Path) -> None:
 def test_a_budget_buys_what_lies_between_two_plans(tmp_path: Path) -> None:
     points = [{"bytes": 10 * n, "total_files": 10 * n + 1, "bpw": n, "predicted_kl": 1 / n} for n in (4, 2, 3)]
     (tmp_path / "c.json").write_text(json.dumps({"schema": 1, "points": points}))
-    found = curve.load(tmp_path / "c.json")
-    assert [found.at(bpw).bpw for bpw in (1.0, 2.0, 3.5, 9.0)] == [2.0, 2.0, 3.5, 4.0]
-    assert [found.at(bpw).bytes for bpw in (4, 3.5, 3)] == [41, 36, 31]
-    assert found.at(2.5).kl == pytest.approx((1 / 2 + 1 / 3) / 2)
-    (tmp_path / "d.json").write_text('{"schema": 1, "points": [{"bpw": 1}]}')
-    with pytest.raises(FormatError, match="garbles a field"):
-        curve.load(tmp_path / "d.json")
+    found = curve.of_weights(tmp_path / "c.json")
+    assert [found.between(bits).bits for bits in (1.0, 2.0, 3.5, 9.0)] == [2.0, 2.0, 3.5, 4.0]
+    assert [found.between(bits).bytes for bits in (4, 3.5, 3)] == [41, 36, 31]
+    assert found.between(2.5).kl == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [([{"bpw": 1}], "garbles a field"), (["x"], "garbles a field"), ({"bpw": "<b>"}, "garbles a field"), ([], "has no points")],
+)
+@pytest.mark.parametrize("read", [curve.of_weights, curve.of_caches])
+def test_a_curve_of_another_form_is_named(
+    tmp_path: Path, read: Callable[[Path], curve.Curve], points: object, message: str
+) -> None:
+    (tmp_path / "d.json").write_text(json.dumps({"schema": 1, "points": points}))
+    with pytest.raises(FormatError, match=message):
+        read(tmp_path / "d.json")
 
 
 def test_commands_carry_only_what_was_chosen(tmp_path: Path) -> None:
@@ -108,6 +119,14 @@ def test_commands_carry_only_what_was_chosen(tmp_path: Path) -> None:
     assert words[6:] == ["-o", f"{tmp_path}/models/Qwen3.5-0.8B-4.50bpw", "--work", str(study.work)]
     assert Study.of(study.place, "other/Qwen3.5-0.8B").key != study.key
     assert "--overwrite" not in study.measure_words(Choices())
+
+
+def test_a_model_whose_name_no_command_carries_is_not_offered(tmp_path: Path) -> None:
+    Path(f"{tmp_path}/odd \udcff").mkdir()
+    Path(f"{tmp_path}/odd \udcff/config.json").write_text('{"model_type": "qwen3"}')
+    library = Library([tmp_path])
+    (found,) = [model for model in asyncio.run(library.ready()) if str(tmp_path) in model.path]
+    assert found.kind == "broken" and "rename it" in found.problem and found.title == "odd \ufffd"
 
 
 def test_asking_a_command_gives_its_json_or_its_words(tiny_model: Path, tmp_path: Path) -> None:

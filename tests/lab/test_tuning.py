@@ -47,7 +47,11 @@ def test_adapters_and_data_on_the_disk_are_found(tmp_path: Path) -> None:
     folder(tmp_path / "data" / "stones")
     (tmp_path / "data" / "one.jsonl").write_text("{}")
     assert list(data_sets(place).values()) == ["one.jsonl", "stones"]
-    for name, text in (("good", {"base_model_name_or_path": "base", "r": 8, "optiq": {"steps": 5}}), ("odd", [])):
+    for name, text in (
+        ("good", {"base_model_name_or_path": "base", "r": 8, "optiq": {"steps": 5}}),
+        ("odd", []),
+        ("text", {"optiq": "x"}),
+    ):
         (tmp_path / "adapters" / name).mkdir()
         (tmp_path / "adapters" / name / "adapter_config.json").write_text(json.dumps(text))
     (found,) = adapters(place)

@@ -27,6 +27,7 @@ def test_kinds_are_told_by_their_keys(tmp_path: Path) -> None:
     [
         ("{", r"a.jsonl:5: not JSON"),
         ("[1]", r"a.jsonl:5: list, expected an object"),
+        ('{"text": "a\\ud800"}', r"a.jsonl:5: half of a surrogate pair"),
         ('{"txt": "a"}', r"a.jsonl:5: keys txt; expected one of: text; prompt, completion"),
         ('{"text": 1}', r"a.jsonl:5: text is int, expected a text"),
         ('{"messages": []}', r"a.jsonl:5: messages is list, expected a list of messages"),

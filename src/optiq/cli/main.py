@@ -21,6 +21,7 @@ from types import FrameType
 from typing import NoReturn
 
 from optiq import __version__
+from optiq.cli.output import printable
 from optiq.errors import EXIT_BUG, EXIT_INTERRUPT, EXIT_OK, EXIT_USER, InputError, OptiqError, ResourceError
 from optiq.events import MODES, Events, open_events
 from optiq.registry import Table
@@ -153,7 +154,7 @@ def _failed(kind: str, text: str, code: int, events: Events | None, as_json: boo
     try:
         (events or open_events("quiet")).error(kind, line)
         if as_json:
-            print(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}, ensure_ascii=False))
+            print(printable(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}, ensure_ascii=False)))
             sys.stdout.flush()
     except BrokenPipeError:
         _abandon_stdout()

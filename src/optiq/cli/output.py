@@ -14,7 +14,12 @@ from optiq.events import Events
 def show(args: argparse.Namespace, events: Events, data: Mapping[str, Any], text: str) -> None:
     """Print the result: ``data`` as JSON with ``--json``, ``text`` otherwise; JSON-line readers get it as an event."""
     events.result(data)
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str) if args.json else text)
+    print(printable(json.dumps(data, indent=2, ensure_ascii=False, default=str) if args.json else text))
+
+
+def printable(text: str) -> str:
+    """A text, or JSON, as UTF-8 can carry it: bytes of file names that are not UTF-8 become escapes (``\\udcff``)."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optiq import files
 from optiq.errors import FormatError
+from optiq.lab.curve import Curve, of_caches
 from optiq.lab.jobs.job import Job, State
 from optiq.lab.jobs.queue import Queue
 from optiq.lab.place import Place, slug
+from optiq.lab.text import line
 
 MEASURE, MAKE = "measure caches", "make a cache recipe"  # what a job's facts call it
+SIDES = ("keys", "values")
 SCHEMES = {"best": "best", "turbo": "TurboQuant", "affine": "affine (MLX's codes)"}
 
 
@@ -47,24 +48,12 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One plan: mean width of codes, bytes per token of context, predicted KL in nats per token."""
+class Damage:
+    """What each width costs in one layer's keys, and in its values: nats per token by bits."""
 
-    bits: float
-    bytes: int
-    kl: float
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Plans of rising size; ``full_bytes`` are those of a token in 16 bits."""
-
-    points: tuple[Point, ...]
-    full_bytes: int
-
-    def at(self, bits: float) -> Point:
-        """The largest plan within a mean width; the smallest of all below it."""
-        return self.points[max(0, bisect_right([point.bits for point in self.points], bits + 1e-9) - 1)]
+    layer: int
+    keys: Mapping[int, float]
+    values: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -104,15 +93,9 @@ class Study:
         Raises:
             FormatError: it cannot be read.
         """
-        file = self.folder / "kv_curve.json"
-        data = files.read_json(file, what="curve of caches")
-        try:
-            rows = [Point(float(row["bits"]), int(row["bytes_per_token"]), float(row["predicted_kl"])) for row in data["points"]]
-            return Curve(tuple(sorted(rows, key=lambda point: point.bits)), int(data["full_bytes_per_token"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{file} lacks or garbles a field: {error!r}; measure again") from None
+        return of_caches(self.folder / "kv_curve.json")
 
-    def damages(self) -> list[Mapping[str, Any]]:
+    def damages(self) -> list[Damage]:
         """A row per layer, as optiq kv-cache writes them.
 
         Raises:
@@ -120,9 +103,11 @@ class Study:
         """
         file = self.folder / "kv_sensitivity.json"
         try:
-            rows = json.loads(file.read_bytes())
-            return [{"layer": int(row["layer_idx"]), "keys": dict(row["keys"]), "values": dict(row["values"])} for row in rows]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            return [
+                Damage(int(row["layer_idx"]), *({int(bits): float(cost) for bits, cost in row[side].items()} for side in SIDES))
+                for row in json.loads(file.read_bytes())
+            ]
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise FormatError(f"{file} cannot be read: {error!r}; measure again") from None
 
     def recipes(self, queue: Queue) -> list[Mapping[str, Any]]:
@@ -135,4 +120,4 @@ class Study:
 def recipe_folders(place: Place) -> dict[str, str]:
     """Recipes on this disk, path by path, with names for people."""
     found = sorted(place.folder("kv").glob("*/kv_config.json"))
-    return {str(file.parent): file.parent.name for file in found}
+    return {str(file.parent): line(file.parent.name, 80) for file in found}

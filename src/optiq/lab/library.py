@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optiq.errors import OptiqError
 from optiq.lab.ask import ask
-from optiq.lab.text import line
+from optiq.lab.text import line, plain
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ class Library:
 def _model(row: dict[str, object]) -> Model:
     bpw, size = row.get("bpw"), row.get("bytes")
     path = str(Path(str(row.get("path"))).absolute())
-    local = row.get("name") == row.get("path")
+    name = path if row.get("name") == row.get("path") else str(row.get("name"))
+    if plain(name) != name:  # the queue takes no such word
+        row = {**row, "kind": "broken", "problem": "its name has characters that a command line cannot carry; rename it"}
     return Model(
-        name=path if local else str(row.get("name")),
+        name=name,
         path=path,
         bytes=size if isinstance(size, int) else 0,
         bpw=float(bpw) if isinstance(bpw, int | float) else None,

@@ -124,13 +124,14 @@ def _adapter(file: Path) -> Adapter | None:
     try:
         config = files.read_json(file, what="adapter's config", schema=None)
         told = config.get("optiq") or {}
+        rank, steps, valid = config.get("r"), told.get("steps"), told.get("valid_loss")
         return Adapter(
             file.parent,
             str(config.get("base_model_name_or_path") or ""),
             str(told.get("method") or ("merged" if "merged" in told else "")),
-            config.get("r"),
-            told.get("steps"),
-            told.get("valid_loss"),
+            rank if isinstance(rank, int) else None,
+            steps if isinstance(steps, int) else None,
+            valid if isinstance(valid, int | float) else None,
         )
     except (OptiqError, AttributeError):
         return None

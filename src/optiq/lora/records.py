@@ -81,6 +81,11 @@ def _record(place: str, line: str) -> Record:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); expected one object per line") from None
+    if "\\ud" in line.lower():  # UTF-8 holds no half pairs, so an escape is the one way for them
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{place}: half of a surrogate pair, which is no text; write the character itself") from None
     if not isinstance(fields, dict):
         raise InputError(f"{place}: {type(fields).__name__}, expected an object")
     kind = next((kind for kind, keys in KINDS.items() if all(key in fields for key in keys)), None)

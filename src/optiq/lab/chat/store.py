@@ -133,7 +133,7 @@ class Chats:
             for one in self.messages(chat)
         ]
         told = {"schema": 1, "title": found.title, "settings": found.settings, "messages": turns}
-        return json.dumps(told, ensure_ascii=False, indent=2)
+        return json.dumps(told, ensure_ascii=False, indent=2).encode("utf-8", "replace").decode()
 
 
 def _chat(row: sqlite3.Row) -> Chat:

@@ -191,7 +191,7 @@ class _Screen:
         def actions() -> None:
             with box("bar"):
                 button("Losses", partial(self._open_losses, one), "quiet", label=f"Losses of {one.title}")
-                sides = urlencode({"model": one.base, "adapter": str(one.path)})
+                sides = urlencode({"model": one.base, "adapter": str(one.path)}, errors="replace")
                 link_button("Compare", f"/compare?{sides}", f"Compare {one.title} with its model")
                 button("Fuse", partial(self._open_fuse, one), "quiet", label=f"Fuse {one.title}")
 

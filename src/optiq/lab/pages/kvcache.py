@@ -140,21 +140,21 @@ class _Screen:
     def _slid(self, event: ValueChangeEventArguments[Any]) -> None:
         self.bits = float(event.value)
         self._follow()
-        point = self.curve.at(self.bits)
+        point = self.curve.within(self.bits)
         mark = {"id": "mark", "data": [{"value": [point.bits, point.kl], "name": "this budget"}]}
         self.picture.run_chart_method("setOption", {"series": [mark]})
         self.make.show()
 
     def _follow(self) -> None:
         """Figures for budget and context as they are."""
-        point = self.curve.at(self.bits)
+        point = self.curve.within(self.bits)
         self.figures["mean width"].set_text(f"{point.bits:.2f} bits")
         self.figures["memory"].set_text(size(point.bytes * self.context))
         self.figures["memory at 16 bits"].set_text(size(self.curve.full_bytes * self.context))
         self.figures["predicted KL"].set_text(f"{point.kl:.2g} nats")
 
     def _picture(self) -> dict[str, Any]:
-        point = self.curve.at(self.bits)
+        point = self.curve.within(self.bits)
         points = [(one.bits, max(one.kl, 1e-12)) for one in self.curve.points]
         curve = {**charts.line_series(points, "predicted", dots=True), "id": "curve"}
         mark = {**charts.mark_series([(point.bits, max(point.kl, 1e-12), "this budget")]), "id": "mark"}
@@ -192,7 +192,7 @@ class _Screen:
             words(line(folder), classes="soft small")
 
         def actions() -> None:
-            sides = urlencode({"model": self.study.model, "kv": folder})
+            sides = urlencode({"model": self.study.model, "kv": folder}, errors="replace")
             with box("bar"):
                 link_button("Compare", f"/compare?{sides}", f"Compare {line(Path(folder).name)} with the cache in 16 bits")
 

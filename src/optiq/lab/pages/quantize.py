@@ -14,8 +14,8 @@ from nicegui.elements.mixins.value_element import ValueElement
 from nicegui.events import ValueChangeEventArguments
 
 from optiq.errors import OptiqError
-from optiq.lab import curve as curves
 from optiq.lab.ask import ask
+from optiq.lab.curve import of_weights
 from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.log import Log
 from optiq.lab.outputs import Output
@@ -188,7 +188,7 @@ class _Screen:
                 with place:
                     paragraph("Solving the curve …", "soft")
                 await ask(study.curve_words())
-            self.curve = curves.load(study.curve)
+            self.curve = of_weights(study.curve)
         except OptiqError as error:
             place.clear()
             with place:
@@ -203,7 +203,7 @@ class _Screen:
 
     def _slider(self) -> None:
         assert self.study is not None
-        low, high = self.curve.points[0].bpw, self.curve.points[-1].bpw
+        low, high = self.curve.points[0].bits, self.curve.points[-1].bits
         self.budget = min(max(self.budget, low), high)
         self.figures = figures([("size", ""), ("bits per weight", ""), ("predicted KL", "")])
         ends = math.ceil(100 * low) / 100, math.floor(100 * high) / 100
@@ -218,22 +218,22 @@ class _Screen:
     def _slid(self, budget: float) -> None:
         self.budget = budget
         self._follow()
-        point = self.curve.at(self.budget)
-        mark = {"id": "mark", "data": [{"value": [point.bpw, point.kl], "name": "this budget"}]}
+        point = self.curve.between(self.budget)
+        mark = {"id": "mark", "data": [{"value": [point.bits, point.kl], "name": "this budget"}]}
         self.picture.run_chart_method("setOption", {"series": [mark]})
 
     def _follow(self) -> None:
         """Figures and command for the budget as it is."""
-        point = self.curve.at(self.budget)
+        point = self.curve.between(self.budget)
         self.figures["size"].set_text(size(point.bytes))
-        self.figures["bits per weight"].set_text(f"{point.bpw:.3f}")
+        self.figures["bits per weight"].set_text(f"{point.bits:.3f}")
         self.figures["predicted KL"].set_text(f"{point.kl:.5f} nats")
         self._commands()
 
     def _picture(self) -> dict[str, object]:
-        point = self.curve.at(self.budget)
-        curve = {**charts.line_series([(one.bpw, one.kl) for one in self.curve.points], "predicted"), "id": "curve"}
-        mark = {**charts.mark_series([(point.bpw, point.kl, "this budget")]), "id": "mark"}
+        point = self.curve.between(self.budget)
+        curve = {**charts.line_series([(one.bits, one.kl) for one in self.curve.points], "predicted"), "id": "curve"}
+        mark = {**charts.mark_series([(point.bits, point.kl, "this budget")]), "id": "mark"}
         assert self.study is not None
         measured = [(one.bpw, one.measured, "measured") for one in outcomes(self.study, self.bench.queue) if one.measured]
         made = {**charts.mark_series(measured, charts.INK, 9), "id": "measured", "name": "measured"}
