@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.http.asking import Asked, Thinking, ToolUse
 from optiq.serve.http.body import Answer, Body, invalid
 from optiq.serve.http.openai_fields import SMALLEST_TOP_P

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.http import openai_fields as fields
 from optiq.serve.http.asking import Asked, Thinking, ToolUse
 from optiq.serve.http.body import Body, invalid
