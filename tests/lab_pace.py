@@ -117,10 +117,11 @@ def scroll(page: Page, steps: int = 60) -> None:
 
 def say(page: Page, text: str) -> None:
     """Send a question and wait for the end of its reply."""
-    page.get_by_label("Message").fill(text)
+    composer = page.locator(".composer")  # a search by role in the whole page names its 4,000 buttons in one frame of 2 s
+    composer.locator("textarea").fill(text)
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="Stop").wait_for()
-    page.get_by_role("button", name="Send").wait_for()
+    composer.get_by_role("button", name="Stop").wait_for()
+    composer.get_by_role("button", name="Send").wait_for()
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """A stand-in for `optiq serve` that says what it is told, as slowly as it is told; a workbench finds it as a job that runs.
 
 `python tests/lab_speaker.py ADAPTER …` prints its port. The reply to a question is the question itself; ``slowly N:`` in front
-of it makes N pieces of it, one each 20 ms, and ``think:`` makes it reasoning.
+of it makes N pieces of it, one each 20 ms, ``think:`` makes it reasoning, and ``run:`` a program that prints itself.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Speaker(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
+        if text.startswith("run:"):
+            self._event({"choices": [{"delta": {"tool_runs": [ran(text[4:])]}, "finish_reason": None}]})
         for piece in pieces:
             self._event({"choices": [{"delta": {kind: piece}, "finish_reason": None}]})
             if text.startswith("slowly "):
@@ -71,28 +73,38 @@ class Speaker(BaseHTTPRequestHandler):
         """Say nothing on stderr."""
 
 
+def ran(text: str) -> dict[str, Any]:
+    """A run as `optiq serve` tells it, of a program that prints its own text everywhere."""
+    told = {"stdout": text, "stderr": text, "exit_code": 1, "stopped": None, "seconds": 0.25, "tier": "bubblewrap"}
+    return {"id": "call_1", "type": "python", "code": text, **told}
+
+
 @contextmanager
 def spoken(data: Path, adapters: Sequence[str] = ("sql",)) -> Iterator[None]:
     """A speaker runs, and the workbench whose directory is ``data`` will take it for a server that it had started."""
-    from optiq.lab.database import Database
-    from optiq.lab.jobs import process
-    from optiq.lab.jobs.store import Store
-
     child = subprocess.Popen([sys.executable, __file__, *adapters], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert child.stdout is not None
-        port = int(child.stdout.readline())
-        (data / "jobs").mkdir(parents=True, exist_ok=True)
-        database = Database(data / "lab.sqlite")
-        job = Store(database, data / "jobs").add("Serve the speaker", ["serve", MODEL], str(data), {})
-        Store(database, data / "jobs").begun(job.id, child.pid, process.born(child.pid))
-        database.close()
-        told = {"type": "result", "data": {"url": f"http://127.0.0.1:{port}", "model": MODEL}}
-        job.events.write_text(json.dumps(told) + "\n")
+        announce(data, child.pid, f"http://127.0.0.1:{int(child.stdout.readline())}", MODEL)
         yield
     finally:
         child.kill()
         child.wait()
+
+
+def announce(data: Path, pid: int, url: str, model: str) -> None:
+    """Write a server down as a running job of a workbench that does not run; ``pid`` leads a session of its own."""
+    from optiq.lab.database import Database
+    from optiq.lab.jobs import process
+    from optiq.lab.jobs.store import Store
+
+    (data / "jobs").mkdir(parents=True, exist_ok=True)
+    database = Database(data / "lab.sqlite")
+    store = Store(database, data / "jobs")
+    job = store.add(f"Serve {model}", ["serve", model, "--tools", "python"], str(data), {})
+    store.begun(job.id, pid, process.born(pid))
+    database.close()
+    job.events.write_text(json.dumps({"type": "result", "data": {"url": url, "model": model}}) + "\n")
 
 
 if __name__ == "__main__":

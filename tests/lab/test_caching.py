@@ -23,7 +23,7 @@ def test_measuring_takes_only_what_was_chosen_and_recipes_what_was_measured(tmp_
     words = study.measure_words(Form(widths="3, 4,8", rows="2"))
     assert words[:6] == ["kv-cache", "Qwen/Qwen3.5-0.8B", "--target-bits", "3", "--candidate-bits", "3,4,8"]
     assert words[6:] == ["--n-samples", "2", "-o", str(study.folder)] and set(SCHEMES) == set(KNOWN)
-    made = study.make_words(4.5, study.output(4.5))
+    made = study.make_words(4.5, tmp_path / "kv" / study.output_name(4.5))
     assert made[2:] == ["--target-bits", "4.50", "--from", str(study.folder), "-o", f"{tmp_path}/kv/Qwen3.5-0.8B-4.50bits"]
     assert Study(study.place, "other/Qwen3.5-0.8B").folder != study.folder
 

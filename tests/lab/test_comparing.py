@@ -52,13 +52,10 @@ def test_each_side_is_a_command() -> None:
     assert [side.title for side in form.sides] == ["m", "m + a + cache 4 bits", "n + recipe"] and form.models == ["m", "n"]
 
 
-def test_figures_go_to_a_free_file(tmp_path: Path) -> None:
+def test_figures_are_measured_against_the_first_model(tmp_path: Path) -> None:
     place, form = Place.open(tmp_path), Form([Side("m"), Side("n")], prompt="")
-    first = form.output(place)
-    first.write_text("{}")
-    second = form.output(place)
-    assert first.name == "m-n.json" and second != first and second.suffix == ".json" and not second.exists()
-    assert form.measure_words(place, first)[:4] == ["compare", "m", "n", "--tokens"]
+    assert form.output_name == "m-n"
+    assert form.measure_words(place, tmp_path / "m-n.json")[:4] == ["compare", "m", "n", "--tokens"]
 
 
 def test_texts_part_where_one_of_them_does() -> None:

@@ -25,7 +25,7 @@ def report(label: str, baseline: str = "") -> dict[str, Any]:
     return {"schema": 1, "models": models, "baseline": baseline or None, "paired": {label: {"gsm8k": pair}}}
 
 
-def test_only_what_was_chosen_is_asked_for(tmp_path: Path) -> None:
+def test_only_what_was_chosen_is_asked_for() -> None:
     form = Form(model="m", tasks=["gsm8k", "mmlu"], samples=" 5 ", baseline="b", options="a.b=1 c.d=2", card=True)
     words = form.words(Path("out"))
     assert words[:8] == ["eval", "m", "--tasks", "gsm8k,mmlu", "--samples", "5", "--baseline", "b"]
@@ -33,7 +33,7 @@ def test_only_what_was_chosen_is_asked_for(tmp_path: Path) -> None:
     form.served = "http://x/v1"
     served = form.words(Path("out"))
     assert "--baseline" not in served and "--card" not in served and "mmlu.generate=true" in served
-    assert Form(model="tiny:stones").output(Place.open(tmp_path)).name == "tiny-stones"
+    assert Form(model="tiny:stones").output_name == "tiny-stones"
 
 
 def test_reports_are_found_the_newest_first_and_broken_ones_left_out(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from optiq.errors import FormatError, InputError, ResourceError
 from optiq.lab import curve
 from optiq.lab.ask import ask
 from optiq.lab.database import Database, Preferences
+from optiq.lab.jobs.job import State
+from optiq.lab.jobs.store import Store
 from optiq.lab.library import Library
+from optiq.lab.outputs import Output, Outputs
 from optiq.lab.place import Place, free_name, slug
 from optiq.lab.quantizing import Choices, Study
 
@@ -52,6 +55,25 @@ def test_free_names_count_up(tmp_path: Path) -> None:
     assert free_name(tmp_path, "b", ".json") == tmp_path / "b-2.json"
 
 
+def test_a_name_belongs_to_the_job_that_was_given_it_until_that_is_forgotten(tmp_path: Path) -> None:
+    place = Place.open(tmp_path)
+    store = Store(Database(place.database), place.folder("jobs"))
+    outputs, models = Outputs(place, store), place.folder("models")
+    assert outputs.free("models", "m") == Output(models / "m")
+    first = store.add("Make m", ["convert"], str(tmp_path), {"output": str(models / "m")}).id
+    for state in (State.QUEUED, State.RUNNING, State.FAILED, State.CANCELLED, State.INTERRUPTED):
+        store.put(first, state)
+        assert outputs.free("models", "m") == Output(models / "m-2", f"m belongs to job {first}, so this writes m-2.")
+    store.add("Make m-2", ["convert"], str(tmp_path), {"output": str(models / "m-2")})
+    assert outputs.free("models", "m").path == models / "m-3"
+    store.remove(first)
+    assert outputs.free("models", "m") == Output(models / "m")
+    (models / "m").mkdir()
+    assert outputs.free("models", "m").remark == "m is there already, so this writes m-3."
+    (place.folder("compared") / "a.json").touch()
+    assert outputs.free("compared", "a", ".json").path.name == "a-2.json"
+
+
 def test_files_that_are_no_database_of_ours_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("not a database, and longer than a header of one would have to be" * 20)
     with pytest.raises(FormatError, match="is not a database"):
@@ -81,7 +103,7 @@ def test_a_budget_buys_what_lies_between_two_plans(tmp_path: Path) -> None:
 
 def test_commands_carry_only_what_was_chosen(tmp_path: Path) -> None:
     study = Study.of(Place.open(tmp_path), "Qwen/Qwen3.5-0.8B")
-    words = study.convert_words(Choices(candidate_bits="4, 8"), 4.5, study.output(4.5))
+    words = study.convert_words(Choices(candidate_bits="4, 8"), 4.5, tmp_path / "models" / study.output_name(4.5))
     assert words[:6] == ["convert", "Qwen/Qwen3.5-0.8B", "--target-bpw", "4.500", "--candidate-bits", "4,8"]
     assert words[6:] == ["-o", f"{tmp_path}/models/Qwen3.5-0.8B-4.50bpw", "--work", str(study.work)]
     assert Study.of(study.place, "other/Qwen3.5-0.8B").key != study.key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +24,9 @@ def test_the_form_knows_what_the_command_knows() -> None:
     assert {name or "by_bits" for name in SCALINGS} == set(ranks.SCALINGS.names())
 
 
-def test_training_takes_only_what_was_chosen(tmp_path: Path) -> None:
-    place = Place.open(tmp_path)
+def test_training_takes_only_what_was_chosen() -> None:
     form = Form(model="models/Qwen3.5-0.8B", data="my data.jsonl", iters=" 20 ", epochs="3", mask_prompt=False)
-    assert form.output(place) == tmp_path / "adapters" / "Qwen3.5-0.8B-my-data"
+    assert form.output_name == "Qwen3.5-0.8B-my-data"
     words = form.train_words(Path("out"))
     assert words[:5] == ["lora", "train", "models/Qwen3.5-0.8B", "--data", "my data.jsonl"]
     assert words[5:] == ["--no-mask-prompt", "--iters", "20", "-o", "out"]
@@ -76,4 +76,24 @@ def test_from_data_to_an_adapter_that_was_stopped_and_gone_on_with(
     page.wait_for_selector("td[data-label=steps]:has-text('12')")
     page.get_by_role("button", name="Losses of").click()
     page.wait_for_selector("[aria-label='Loss over steps'] svg")
+    assert seen.problems == [] and seen.outside == []
+
+
+@pytest.mark.slow
+def test_two_trainings_of_one_name_write_two_adapters(lab: Lab, visit: Callable[..., Visit], tiny_model: Path) -> None:
+    folder(lab.data / "data" / "stones", 12, 4)
+    seen = visit(lab, f"/fine-tune?model={tiny_model}")
+    page = seen.page
+    page.get_by_label("Data, a file or a folder").click()
+    page.get_by_role("option", name="stones").click()
+    page.get_by_label("Steps", exact=True).fill("2")
+    page.get_by_label("Name of the adapter").fill("twin")
+    page.locator("code", has_text="/adapters/twin").wait_for()
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.locator("[role=status]", has_text="so this writes twin-2.").wait_for()
+    page.locator("code", has_text="/adapters/twin-2").wait_for()
+    page.get_by_role("button", name="Train", exact=True).click()
+    names = page.get_by_role("region", name="Adapters").locator("td[data-label=adapter]")
+    names.filter(has_text=re.compile("^twin-2$")).wait_for()
+    assert names.filter(has_text=re.compile("^twin$")).count() == 1
     assert seen.problems == [] and seen.outside == []

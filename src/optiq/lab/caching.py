@@ -17,7 +17,7 @@ from optiq import files
 from optiq.errors import FormatError
 from optiq.lab.jobs.job import Job, State
 from optiq.lab.jobs.queue import Queue
-from optiq.lab.place import Place, free_name, slug
+from optiq.lab.place import Place, slug
 
 MEASURE, MAKE = "measure caches", "make a cache recipe"  # what a job's facts call it
 SCHEMES = {"best": "best", "turbo": "TurboQuant", "affine": "affine (MLX's codes)"}
@@ -90,9 +90,9 @@ class Study:
         again = ["--overwrite"] if self.measured else []
         return ["kv-cache", self.model, "--target-bits", form.least, *form.words(), "-o", str(self.folder), *again]
 
-    def output(self, bits: float) -> Path:
-        """A free directory for a recipe."""
-        return free_name(self.place.folder("kv"), f"{slug(Path(self.model).name)}-{bits:.2f}bits")
+    def output_name(self, bits: float) -> str:
+        """What a recipe's directory is called, where nothing else is."""
+        return f"{slug(Path(self.model).name)}-{bits:.2f}bits"
 
     def make_words(self, bits: float, output: Path) -> list[str]:
         """The command that makes a recipe out of what was measured."""

@@ -29,18 +29,19 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True)
 class Served:
-    """A server that answers: its job, its address, the name of its model."""
+    """A server that answers: its job, its address, the name of its model, whether it runs programs."""
 
     job: int
     url: str
     model: str
+    python: bool = False
 
 
 def served(queue: Queue) -> Served | None:
     """The server that was started last and is up; None where there is none."""
     for job in reversed(queue.store.among(ALIVE)):
         if job.kind == SERVER and (found := queue.log(job.id).result):
-            return Served(job.id, str(found["url"]), str(found["model"]))
+            return Served(job.id, str(found["url"]), str(found["model"]), "--tools" in job.words)
     return None
 
 
@@ -116,6 +117,7 @@ class Reply:
         finish: stop, length or tool_calls; empty where it was stopped.
         seconds: of writing, from the first piece to the last, as this side saw them.
         speed: tokens per second as the server timed them; None where it did not say.
+        runs: programs that the server ran for it, as it told them.
     """
 
     prompt_tokens: int = 0
@@ -126,6 +128,7 @@ class Reply:
     seconds: float = 0.0
     speed: float | None = None
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tokens_per_s(self) -> float:
@@ -195,6 +198,7 @@ def _pieces(text: str, reply: Reply) -> list[tuple[str, str]]:
             reply.finish = choice.get("finish_reason") or reply.finish
             delta = choice["delta"]
             found += [(kind, delta[key]) for kind, key in _KINDS if delta.get(key)]
+            reply.runs += [dict(run) for run in delta.get("tool_runs") or []]
             for call in delta.get("tool_calls") or []:
                 _call(reply, call)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

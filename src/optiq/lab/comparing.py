@@ -14,7 +14,7 @@ from typing import Any
 
 from optiq import files
 from optiq.errors import OptiqError
-from optiq.lab.place import Place, free_name, slug
+from optiq.lab.place import Place, slug
 from optiq.lab.text import line
 
 TEXT, MEASURE = "compare texts", "compare models"  # what a job's facts call it
@@ -80,10 +80,10 @@ class Form:
         names = self.models or ["MODEL", "OTHER"]
         return ["compare", *names, "--tokens", *prompts, "--results", str(place.folder("evals")), "-o", str(output)]
 
-    def output(self, place: Place) -> Path:
-        """A free file for the figures."""
-        name = slug("-".join(Path(model).name for model in self.models) or "compared")
-        return free_name(place.folder("compared"), name, ".json")
+    @property
+    def output_name(self) -> str:
+        """What the file with the figures is called, where nothing else is."""
+        return slug("-".join(Path(model).name for model in self.models) or "compared")
 
 
 def shared(texts: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from optiq import files
 from optiq.errors import OptiqError
-from optiq.lab.place import Place, free_name, slug
+from optiq.lab.place import Place, slug
 
 EVALUATE = "evaluate"  # what a job's facts call it
 CAPABILITY = "capability"
@@ -44,9 +44,10 @@ class Form:
         """What has to be chosen yet; empty where nothing is."""
         return "" if self.model else "choose a model first"
 
-    def output(self, place: Place) -> Path:
-        """A free directory for the results."""
-        return free_name(place.folder("evals"), slug(Path(self.model or "MODEL").name.replace(":", "-")))
+    @property
+    def output_name(self) -> str:
+        """What the directory of the results is called, where nothing else is."""
+        return slug(Path(self.model or "MODEL").name.replace(":", "-"))
 
     def words(self, output: Path) -> list[str]:
         """After ``optiq``."""

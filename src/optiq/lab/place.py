@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import secrets
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,10 +85,14 @@ def slug(name: str) -> str:
     return kept[:80].rstrip("-.") or "model"
 
 
-def free_name(folder: Path, name: str, suffix: str = "") -> Path:
-    """A path in ``folder`` that nothing has: the name, else the name with -2, -3 …; a file's ``suffix`` comes after that."""
+def free_name(folder: Path, name: str, suffix: str = "", given: Container[str] = ()) -> Path:
+    """A path in ``folder`` that nothing has: the name, else the name with -2, -3 …; a file's ``suffix`` comes after that.
+
+    Args:
+        given: paths that are spoken for, though nothing is there yet.
+    """
     path, count = folder / f"{name}{suffix}", 1
-    while path.exists():
+    while path.exists() or str(path) in given:
         count += 1
         path = folder / f"{name}-{count}{suffix}"
     return path

@@ -13,7 +13,7 @@ from typing import Any
 
 from optiq.lab.jobs.job import Job, State
 from optiq.lab.jobs.queue import Queue
-from optiq.lab.place import Place, free_name, slug
+from optiq.lab.place import Place, slug
 
 MEASURE, CONVERT = "measure", "convert"  # what a job's facts call it
 
@@ -89,9 +89,9 @@ class Study:
         """The command that makes the curve."""
         return ["plan", str(self.table), "--curve", str(self.curve)]
 
-    def output(self, bpw: float) -> Path:
-        """A free directory for a model of this budget."""
-        return free_name(self.place.folder("models"), f"{slug(Path(self.model).name)}-{bpw:.2f}bpw")
+    def output_name(self, bpw: float) -> str:
+        """What a model of this budget is called, where nothing else is."""
+        return f"{slug(Path(self.model).name)}-{bpw:.2f}bpw"
 
     def convert_words(self, choices: Choices, bpw: float, output: Path) -> list[str]:
         """The command that makes the model."""

@@ -15,6 +15,7 @@ class Form:
     model: str = ""
     port: int = PORT
     mtp: bool = False
+    tools: str = ""
     thinking: str = ""
     preset: str = ""
     kv: str = ""
@@ -31,6 +32,7 @@ class Form:
         found = ["serve", self.model, "--port", str(self.port)]
         found += ["--mtp"] if self.mtp else []
         found += {"on": ["--thinking"], "off": ["--no-thinking"]}.get(self.thinking, [])
+        found += ["--tools", self.tools] if self.tools else []
         for flag, value in (
             ("--preset", self.preset),
             ("--kv-bits", self.kv),

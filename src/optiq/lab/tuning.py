@@ -13,7 +13,7 @@ from typing import Any
 
 from optiq import files
 from optiq.errors import OptiqError
-from optiq.lab.place import Place, free_name, slug
+from optiq.lab.place import Place, slug
 from optiq.lab.text import line
 
 TRAIN, MERGE, FUSE = "train", "merge", "fuse"  # what a job's facts call it
@@ -66,10 +66,10 @@ class Form:
         """The command that reads the data."""
         return ["lora", "check", *self._common(), "--show", str(SHOWN_EXAMPLES)]
 
-    def output(self, place: Place) -> Path:
-        """A free directory for the adapter."""
-        name = self.name.strip() or "-".join(filter(None, (Path(self.model).name, Path(self.data).stem)))
-        return free_name(place.folder("adapters"), slug(name))
+    @property
+    def output_name(self) -> str:
+        """What the adapter's directory is called, where nothing else is."""
+        return slug(self.name.strip() or "-".join(filter(None, (Path(self.model).name, Path(self.data).stem))))
 
     def train_words(self, output: Path) -> list[str]:
         """The command that trains."""

@@ -14,6 +14,7 @@ from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.queue import Queue
 from optiq.lab.jobs.store import Store
 from optiq.lab.library import Library
+from optiq.lab.outputs import Outputs
 from optiq.lab.place import Place
 
 TICK_S = 0.25
@@ -30,6 +31,7 @@ class Workbench:
         queue: the jobs.
         library: the models.
         preferences: small choices of the user.
+        outputs: names of what jobs will write.
     """
 
     place: Place
@@ -37,6 +39,7 @@ class Workbench:
     queue: Queue
     library: Library
     preferences: Preferences
+    outputs: Outputs
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
@@ -51,7 +54,8 @@ class Workbench:
         database = Database(place.database)
         own = [place.folder("models"), Path("optiq_output").absolute()]
         library = Library(list(dict.fromkeys([*own, *[folder.expanduser().absolute() for folder in folders]])))
-        bench = cls(place, database, Queue(Store(database, place.folder("jobs"))), library, Preferences(database))
+        store = Store(database, place.folder("jobs"))
+        bench = cls(place, database, Queue(store), library, Preferences(database), Outputs(place, store))
         bench.queue.changed = bench._changed
         return bench
 

@@ -25,6 +25,7 @@ class Settings:
         thinking: on, off, or empty.
         use: the family guide's settings for one of its uses.
         schema: JSON schema that the reply has to obey, as text.
+        tools: ``python`` lets the reply run programs, in the server's sandbox.
     """
 
     system: str = ""
@@ -40,6 +41,7 @@ class Settings:
     max_tokens: str = ""
     seed: str = ""
     schema: str = ""
+    tools: str = ""
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> Settings:
@@ -69,6 +71,8 @@ def body(settings: Settings, messages: Sequence[Message], family: str | None) ->
         found["adapter"] = settings.adapter
     if settings.thinking in ("on", "off"):
         found["enable_thinking"] = settings.thinking == "on"
+    if settings.tools:
+        found["tools"] = [{"type": settings.tools}]
     if settings.schema.strip():
         schema = {"name": "answer", "schema": _schema(settings.schema), "strict": True}
         found["response_format"] = {"type": "json_schema", "json_schema": schema}

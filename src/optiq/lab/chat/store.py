@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optiq.errors import InputError
+from optiq.lab.chat.cards import cards
 from optiq.lab.database import Database
 from optiq.lab.text import line, plain
 
@@ -115,13 +116,13 @@ class Chats:
         self._database.run("DELETE FROM chats WHERE id = ?", (chat,))
 
     def as_markdown(self, chat: int) -> str:
-        """A chat as a text file; reasoning is quoted."""
+        """A chat as a text file; reasoning is quoted, programs and calls of tools stand behind the reply."""
         parts = [f"# {self.get(chat).title}"]
         for message in self.messages(chat):
             parts.append(f"## {message.role}")
             if message.reasoning:
                 parts.append("\n".join(f"> {text}" for text in message.reasoning.splitlines()))
-            parts.append(message.content)
+            parts += [message.content, *[card.as_markdown() for card in cards(message.facts)]]
         return "\n\n".join(parts) + "\n"
 
     def as_json(self, chat: int) -> str:

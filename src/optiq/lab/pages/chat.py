@@ -171,9 +171,13 @@ class _Screen:
         """Draw the reply as it comes, and keep it however it ends."""
         reply, told = Reply(), {"content": "", "reasoning": ""}
         fresh = {"content": "", "reasoning": ""}
-        problem = ""
+        problem, drawn = "", 0
 
         def flush() -> None:
+            nonlocal drawn
+            for run in reply.runs[drawn:]:
+                self.transcript.run(run)
+            drawn = len(reply.runs)
             if any(fresh.values()):
                 self.transcript.append(fresh["content"], fresh["reasoning"])
                 for kind in fresh:
@@ -193,15 +197,17 @@ class _Screen:
             self._finish(chat, up, reply, told, problem)
 
     def _finish(self, chat: Chat, up: Served, reply: Reply, told: dict[str, str], problem: str) -> None:
-        """Keep what was written; where that is nothing, take the empty reply away."""
+        """Keep what was written; where that is nothing, take the empty reply away. Another chat may be open by now."""
         self.writing = None
         self.composer.busy(False)
         if problem:
             with self.transcript:
                 say(problem, "negative")
-        if not (any(told.values()) or reply.calls):
+        if not (any(told.values()) or reply.calls or reply.runs):
             self.transcript.drop()
             return
         name = f"{up.model}:{self.settings.now.adapter}" if self.settings.now.adapter else up.model
-        facts = {**reply.facts(), "model": name, "calls": list(reply.calls.values()), "problem": problem}
-        self.transcript.end(self.chats.say(chat.id, "assistant", told["content"], told["reasoning"], facts))
+        facts = {**reply.facts(), "model": name, "calls": list(reply.calls.values()), "runs": reply.runs, "problem": problem}
+        message = self.chats.say(chat.id, "assistant", told["content"], told["reasoning"], facts)
+        if self.chat is not None and self.chat.id == chat.id:
+            self.transcript.end(message)

@@ -137,9 +137,9 @@ class _Screen:
         return "" if len(self.form.models) > 1 else "choose two different models first"
 
     def _order(self) -> Order:
-        output = self.form.output(self.bench.place)
+        output = self.bench.outputs.free("compared", self.form.output_name, ".json")
         title = f"Compare {', '.join(Path(model).name for model in self.form.models)}"
-        return Order(title, self.form.measure_words(self.bench.place, output), {"output": str(output)})
+        return Order(title, self.form.measure_words(self.bench.place, output.path), output=output)
 
     def _measured(self, job: Job, log: Log) -> None:
         self.job.show()

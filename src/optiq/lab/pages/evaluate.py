@@ -131,9 +131,9 @@ class _Screen:
             self.job.show()
 
     def _order(self) -> Order:
-        output = self.form.output(self.bench.place)
+        output = self.bench.outputs.free("evals", self.form.output_name)
         title = f"Evaluate {line(self.form.model.rstrip('/').rpartition('/')[2], 60)}"
-        return Order(title, self.form.words(output), {"model": self.form.model, "output": str(output)})
+        return Order(title, self.form.words(output.path), {"model": self.form.model}, output)
 
     def _ended(self, job: Job, log: Log) -> None:
         self._changed()

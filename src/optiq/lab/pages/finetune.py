@@ -153,9 +153,9 @@ class _Screen:
             examples(report)
 
     def _order(self) -> Order:
-        output = self.form.output(self.bench.place)
+        output = self.bench.outputs.free("adapters", self.form.output_name)
         title = f"Fine-tune {line(Path(self.form.model).name, 60)} on {line(Path(self.form.data).name, 60)}"
-        return Order(title, self.form.train_words(output), {"model": self.form.model, "output": str(output)})
+        return Order(title, self.form.train_words(output.path), {"model": self.form.model}, output)
 
     def _live(self, job: Job) -> None:
         def read() -> Losses:
@@ -213,8 +213,8 @@ class _Screen:
 
     def _open_fuse(self, one: Adapter) -> None:
         def order() -> Order:
-            output = free_name(self.bench.place.folder("models"), slug(f"{one.path.name}-fused"))
-            return Order(f"Fuse {one.title}", fuse_words(one, output), {"model": one.base, "output": str(output)})
+            output = self.bench.outputs.free("models", slug(f"{one.path.name}-fused"))
+            return Order(f"Fuse {one.title}", fuse_words(one, output.path), {"model": one.base}, output)
 
         self.opened.clear()
         with self.opened:
@@ -254,6 +254,6 @@ class _Merge:
         return "" if len({self.known[path].base for path in self.adapters}) == 1 else "choose adapters of one model"
 
     def _order(self) -> Order:
-        output = free_name(self.bench.place.folder("adapters"), slug(self.name or "merged"))
+        output = self.bench.outputs.free("adapters", slug(self.name or "merged"))
         chosen = [self.known[path] for path in self.adapters]
-        return Order(f"Merge {len(chosen)} adapters", merge_words(chosen, self.scales, output), {"output": str(output)})
+        return Order(f"Merge {len(chosen)} adapters", merge_words(chosen, self.scales, output.path), output=output)

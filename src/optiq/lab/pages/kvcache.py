@@ -12,14 +12,14 @@ from nicegui.events import ValueChangeEventArguments
 
 from optiq.errors import OptiqError
 from optiq.lab.caching import MAKE, MEASURE, SCHEMES, Form, Study
-from optiq.lab.jobs.job import Job
+from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.log import Log
 from optiq.lab.pages.frame import frame
 from optiq.lab.parts import charts
 from optiq.lab.parts.cachedamage import cache_damage
 from optiq.lab.parts.elements import box, figures, folded, link_button, note, paragraph, section, size, table, words
 from optiq.lab.parts.fields import Fields
-from optiq.lab.parts.jobform import JobForm, Order
+from optiq.lab.parts.jobform import JobForm, Order, jobs_of
 from optiq.lab.parts.picker import ModelPicker
 from optiq.lab.text import line
 from optiq.lab.workbench import Workbench
@@ -93,7 +93,13 @@ class _Screen:
         def order() -> Order:
             return Order(f"Measure caches of {self._title()}", self.study.measure_words(self.form), {"model": self.study.model})
 
-        self.measure = JobForm(self.bench.queue, MEASURE, order, str, "Measure", ended=self._measured)
+        self.measure = JobForm(self.bench.queue, MEASURE, order, self._being_measured, "Measure", ended=self._measured)
+
+    def _being_measured(self) -> str:
+        """Why one more measurement makes no sense now."""
+        same = [job for job in jobs_of(self.bench.queue, MEASURE) if job.facts["model"] == self.study.model]
+        open_ = [job.id for job in same if job.state in OPEN]
+        return f"job {open_[0]} measures this model already" if open_ else ""
 
     def _title(self) -> str:
         found = self.bench.library.find(self.study.model)
@@ -156,9 +162,9 @@ class _Screen:
         return charts.options(charts.axis("mean width of codes, bits"), y, [curve, mark], grid=GRID)
 
     def _order(self) -> Order:
-        output = self.study.output(self.bits)
-        facts = {"model": self.study.model, "output": str(output)}
-        return Order(f"Cache of {self._title()} at {self.bits:.2f} bits", self.study.make_words(self.bits, output), facts)
+        output = self.bench.outputs.free("kv", self.study.output_name(self.bits))
+        title = f"Cache of {self._title()} at {self.bits:.2f} bits"
+        return Order(title, self.study.make_words(self.bits, output.path), {"model": self.study.model}, output)
 
     def _made(self, job: Job, log: Log) -> None:
         self.make.show()

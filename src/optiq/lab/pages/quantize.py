@@ -18,6 +18,7 @@ from optiq.lab import curve as curves
 from optiq.lab.ask import ask
 from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.log import Log
+from optiq.lab.outputs import Output
 from optiq.lab.pages.frame import frame
 from optiq.lab.parts import charts
 from optiq.lab.parts.command import CommandBox
@@ -94,8 +95,13 @@ class _Screen:
         if hasattr(self, "measure_box"):
             self.measure_box.show(self.study.measure_words(self.choices))
         if hasattr(self, "convert_box"):
-            self.output = self.study.output(self.budget)
-            self.convert_box.show(self.study.convert_words(self.choices, self.budget, self.output))
+            output = self._output()
+            self.convert_box.show(self.study.convert_words(self.choices, self.budget, output.path), output.remark)
+
+    def _output(self) -> Output:
+        """Where a model of this budget would be written."""
+        assert self.study is not None
+        return self.bench.outputs.free("models", self.study.output_name(self.budget))
 
     async def open(self, model: str) -> None:
         """Show what there is for a model, and what can be done next."""
@@ -237,8 +243,9 @@ class _Screen:
 
     async def _start_convert(self) -> None:
         assert self.study is not None
-        words_ = self.study.convert_words(self.choices, self.budget, self.output)
-        facts = {"model": self.study.model, "what": CONVERT, "output": str(self.output)}
+        output = self._output()
+        words_ = self.study.convert_words(self.choices, self.budget, output.path)
+        facts = {"model": self.study.model, "what": CONVERT, "output": str(output.path)}
         if self._queue(f"Quantize {self.picker_title()} to {self.budget:.2f} bits", words_, facts):
             self._show_results()
             self._commands()

@@ -60,6 +60,7 @@ class _Screen:
             self._number("Port", "port")
             self._select("Thinking", "thinking", {"": "the model's own default", "on": "on", "off": "off"})
             self._select("Sampling preset", "preset", {"": "the model's own", **{use: use for use in USES}})
+            self._select("Tools that replies may use", "tools", {"": "none", "python": "Python, in a sandbox"})
             self._select("Key/value cache", "kv", {"": "16 bits", "8": "8 bits", "6": "6 bits", "4": "4 bits", "3": "3 bits"})
         ui.checkbox("Draft tokens with the model's own head (--mtp)", on_change=lambda event: self._set("mtp", bool(event.value)))
         with folded("More flags"), box("grid"):

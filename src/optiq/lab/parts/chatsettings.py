@@ -1,4 +1,4 @@
-"""How a chat is asked: system prompt, adapter, thinking, sampling, JSON schema; what is left empty the server decides."""
+"""How a chat is asked: system prompt, adapter, tools, thinking, sampling, JSON schema; what is left empty the server decides."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from optiq.lab.parts.elements import box, folded, say
 from optiq.lab.text import line
 from optiq.models.families import USES
 
+PYTHON = {"": "none", "python": "Python, in the server's sandbox"}
 THINKING = {"": "the model's own default", "on": "on", "off": "off"}
 
 
@@ -35,6 +36,7 @@ class ChatSettings:
             self._add("system", ui.textarea("System prompt").props("outlined dense autogrow"))
             with box("grid"):
                 self._choice("adapter", "Adapter", {"": "none"})
+                self._choice("tools", "Tools", PYTHON)
                 self._choice("thinking", "Thinking", THINKING)
                 self._choice("use", "Sampling preset of the family", {"": "the model's own", **{use: use for use in USES}})
                 for name in (*SAMPLING, "max_tokens", "seed"):
@@ -65,10 +67,16 @@ class ChatSettings:
             decided = models[0]["settings"].get(name)
             if decided:
                 self._fields[name].props["placeholder"] = f"{decided['value']:g} ({decided['source'].replace('_', ' ')})"
+        without = "none" if up.python else "none; the server offers Python when it is started with --tools python"
+        self._offer("tools", {**PYTHON, "": without} if up.python or self.now.tools else {"": without})
         names = dict.fromkeys([*adapters["mounted"], *adapters["available"], self.now.adapter])
-        field = self._fields["adapter"]
+        self._offer("adapter", {"": "none", **{name: line(name) for name in names if name}})
+
+    def _offer(self, name: str, known: dict[str, str]) -> None:
+        """Other options for a choice, which stays as it is."""
+        field = self._fields[name]
         assert isinstance(field, ui.select)
-        field.set_options({"": "none", **{name: line(name) for name in names if name}}, value=self.now.adapter)
+        field.set_options(known, value=getattr(self.now, name))
 
     def _choice(self, name: str, label: str, known: dict[str, str]) -> None:
         field = ui.select(known, label=label, value="").props("outlined dense options-dense")

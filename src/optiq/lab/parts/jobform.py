@@ -12,6 +12,7 @@ from optiq.errors import OptiqError
 from optiq.lab.jobs.job import OPEN, Job, State
 from optiq.lab.jobs.log import Log
 from optiq.lab.jobs.queue import Queue
+from optiq.lab.outputs import Output
 from optiq.lab.parts.command import CommandBox
 from optiq.lab.parts.elements import box, button, say
 from optiq.lab.parts.jobview import JobView
@@ -27,11 +28,13 @@ class Order:
         title: for people.
         words: the command.
         facts: what the page wants to find again.
+        output: where it writes, kept as the fact of that name; None where the place is the command's own.
     """
 
     title: str
     words: list[str]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    output: Output | None = None
 
 
 class JobForm:
@@ -61,29 +64,31 @@ class JobForm:
         self._below, self._ended = below, ended
         self._shown: list[tuple[int, bool]] = []
         self._open: set[int] = set()  # as this page has last seen them
-        self._command = CommandBox(compose().words)
+        self._command = CommandBox()
+        self.show()
         button(start, self._start, "main")
         self._live = box("stack")
         self._renew()
         ui.timer(RENEW_S, self._renew)
 
     def show(self) -> None:
-        """Show the command as the form is now."""
-        self._command.show(self._compose().words)
+        """Show the command as the form is now, and why it does not write where one would think."""
+        order = self._compose()
+        self._command.show(order.words, order.output.remark if order.output else "")
 
     def _start(self) -> None:
         if problem := self._missing():
             say(problem, "warning")
             return
         order = self._compose()
+        facts = {**order.facts, "what": self._what, **({"output": str(order.output.path)} if order.output else {})}
         try:
-            job = self._queue.add(order.title, order.words, {**order.facts, "what": self._what})
+            job = self._queue.add(order.title, order.words, facts)
         except OptiqError as error:
             say(error, "negative")
             return
         say(f"job {job.id}: {order.title}")
         self._renew()
-        self.show()
 
     def _renew(self) -> None:
         """Draw anew where jobs have come or gone; their views follow their progress by themselves."""
@@ -94,6 +99,7 @@ class JobForm:
         if now == self._shown:
             return
         self._shown = now
+        self.show()
         ended = self._ended_now(mine)
         self._live.clear()
         with self._live:

@@ -22,6 +22,17 @@ function fill(place, text) {
   );
 }
 
+function carded(card) {
+  const made = element("details", "folded turn-card");
+  made.append(element("summary", "", card.title));
+  for (const { name, text } of card.texts) {
+    const shown = element("pre", "log", text);
+    shown.tabIndex = 0;
+    made.append(element("div", "soft small", name), shown);
+  }
+  return made;
+}
+
 export default {
   template: `<div role="log" aria-label="Conversation" aria-live="off"></div>`,
   created() {
@@ -72,6 +83,13 @@ export default {
       }
       if (follow) this.toEnd();
     },
+    card(card) {
+      const turn = this.turns.get(0);
+      if (!turn) return;
+      const follow = this.atEnd();
+      turn.cards.append(carded(card));
+      if (follow) this.toEnd();
+    },
     end(turn) {
       const follow = this.atEnd();
       const old = this.turns.get(0);
@@ -101,11 +119,9 @@ export default {
       const body = element("div", "turn-body");
       if (turn.content) fill(body, turn.content);
       root.append(...turn.files.map((name) => element("div", "turn-file soft", name)), thinking, body);
-      for (const card of turn.cards) {
-        const made = element("details", "folded turn-card");
-        made.append(element("summary", "", card.title), element("pre", "log", card.text));
-        root.append(made);
-      }
+      const cards = element("div", "turn-cards");
+      cards.append(...turn.cards.map(carded));
+      root.append(cards);
       const foot = element("div", "turn-foot soft");
       foot.append(element("span", "", turn.footer));
       if (turn.id) {
@@ -114,7 +130,7 @@ export default {
         foot.append(this.button(what === "edit" ? "Edit" : "Regenerate", () => this.$emit("act", { what, id: turn.id })));
       }
       root.append(foot);
-      this.turns.set(turn.id, { root, thinking, body });
+      this.turns.set(turn.id, { root, thinking, body, cards });
       return root;
     },
     button(text, act) {

@@ -3,12 +3,13 @@ thousands of turns cost nothing while one is written. Texts go through `text.pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
+from optiq.lab.chat.cards import Card, cards, run_card
 from optiq.lab.chat.request import footer
 from optiq.lab.chat.store import Message
 from optiq.lab.text import line, plain
@@ -44,6 +45,10 @@ class Transcript(Element, component="transcript.js"):
         """Add to the reply that is being written."""
         self.run_method("append", plain(content), plain(reasoning))
 
+    def run(self, run: Mapping[str, Any]) -> None:
+        """Show a program that was run for the reply that is being written."""
+        self.run_method("card", _card(run_card(run)))
+
     def end(self, message: Message) -> None:
         """Put the finished turn in the place of the one that was being written."""
         self.run_method("end", _turn(message))
@@ -62,17 +67,18 @@ def _asked(event: GenericEventArguments) -> tuple[str, int]:
     return (str(what) if what in ("edit", "again") else ""), int(number)
 
 
+def _card(card: Card) -> dict[str, Any]:
+    return {"title": card.title, "texts": [{"name": name, "text": text} for name, text in card.texts]}
+
+
 def _turn(message: Message) -> dict[str, Any]:
-    """A turn for the page; ``cards`` are calls of tools: a title and what was called with."""
+    """A turn for the page."""
     return {
         "id": message.id,
         "role": message.role,
         "content": plain(message.content),
         "reasoning": plain(message.reasoning),
         "files": [f"{line(file['name'], 80)} ({len(file['text']):,} characters)" for file in message.facts.get("files") or []],
-        "cards": [
-            {"title": line(card.get("name") or "a tool", 80), "text": plain(card.get("arguments") or "")}
-            for card in message.facts.get("calls") or []
-        ],
+        "cards": [_card(card) for card in cards(message.facts)],
         "footer": line(footer(message.facts), 400),
     }
