@@ -21,6 +21,7 @@ from optiq.lab.parts.picker import ModelPicker
 from optiq.lab.parts.transcript import Transcript
 from optiq.lab.serving import Form
 from optiq.lab.text import line
+from optiq.lab.tuning import adapter_folders
 from optiq.lab.workbench import Workbench
 
 ABOUT = "Talk to the model that is served on this machine."
@@ -85,9 +86,10 @@ class _Screen:
 
     async def _watch_server(self) -> None:
         up, coming = client.served(self.bench.queue), client.starting(self.bench.queue)
-        if (up, coming) == self.known:
+        known = (up, coming, adapter_folders(self.bench.place))
+        if known == self.known:
             return
-        self.known, self.up = (up, coming), up
+        self.known, self.up = known, up
         self.server.clear()
         with self.server:
             if up is not None:
@@ -183,6 +185,8 @@ class _Screen:
         with self.transcript:
             timer = ui.timer(FLUSH_S, flush)
         try:
+            if "adapter" in asked:
+                await client.mount(up.url, str(asked["adapter"]))
             async for kind, text in client.replies(up.url, asked, reply):
                 fresh[kind] += text
         except OptiqError as error:

@@ -193,6 +193,7 @@ class _Screen:
                 button("Losses", partial(self._open_losses, one), "quiet", label=f"Losses of {one.title}")
                 sides = urlencode({"model": one.base, "adapter": str(one.path)})
                 link_button("Compare", f"/compare?{sides}", f"Compare {one.title} with its model")
+                link_button("Serve", f"/server?{sides}", f"Serve {one.title} with its model")
                 button("Fuse", partial(self._open_fuse, one), "quiet", label=f"Fuse {one.title}")
 
         return [
