@@ -126,9 +126,11 @@ class _Screen:
 
     def _act(self, what: str, number: int) -> None:
         """Edit a question, or write a reply again."""
-        if self.chat is None or self.writing is not None:
+        if self.chat is None:
             return
-        if what == "edit":
+        if self.writing is not None:
+            say("a reply is being written; wait for its end, or stop it", "warning")
+        elif what == "edit":
             self.composer.edit(next((one for one in self.chats.messages(self.chat.id) if one.id == number), None))
         elif what == "again":
             self.chats.cut(self.chat.id, number)

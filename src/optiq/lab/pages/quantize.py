@@ -227,13 +227,12 @@ class _Screen:
     def _picture(self) -> dict[str, object]:
         point = self.curve.at(self.budget)
         curve = {**charts.line_series([(one.bpw, one.kl) for one in self.curve.points], "predicted"), "id": "curve"}
-        mark = {**charts.mark_series([(point.bpw, point.kl, "this budget")]), "id": "mark"}
+        mark = {**charts.mark_series([(point.bpw, point.kl, "this budget")]), "id": "mark", "name": "this budget"}
         assert self.study is not None
         measured = [(one.bpw, one.measured, "measured") for one in outcomes(self.study, self.bench.queue) if one.measured]
         made = {**charts.mark_series(measured, charts.INK, 9), "id": "measured", "name": "measured"}
-        return charts.options(
-            charts.axis("bits per weight"), charts.axis("KL, nats per token", "log", nameGap=46), [curve, mark, made]
-        )
+        y = charts.axis("KL, nats per token", "log", nameGap=64)
+        return charts.options(charts.axis("bits per weight"), y, [curve, mark, made], grid=charts.WIDE_GRID, legend=charts.LEGEND)
 
     async def _start_convert(self) -> None:
         assert self.study is not None
@@ -267,8 +266,6 @@ class _Screen:
 
     def _result(self, one: Outcome) -> list[object]:
         assert self.study is not None
-        measured = "–" if one.measured is None else f"{one.measured:.5f}"
-        interval = f" ({one.interval[0]:.5f} to {one.interval[1]:.5f})" if one.interval else ""
         name = quote(one.output, safe="")
 
         title = line(one.output.rpartition("/")[2])
@@ -285,5 +282,11 @@ class _Screen:
         def where() -> None:
             words(title, "strong")
 
+        def far() -> None:
+            words("–" if one.measured is None else f"{one.measured:.5f}")
+            if one.interval:
+                ui.element("br")
+                words(f"{one.interval[0]:.5f} to {one.interval[1]:.5f}", classes="soft small")
+
         predicted = "–" if one.predicted is None else f"{one.predicted:.5f}"
-        return [where, size(one.bytes), f"{one.bpw:.3f}", predicted, measured + interval, actions]
+        return [where, size(one.bytes), f"{one.bpw:.3f}", predicted, far, actions]

@@ -58,7 +58,7 @@ class _Screen:
     def _fields(self) -> None:
         self.picker = ModelPicker(self.bench.library, "Model", self.form.model, chosen=partial(self._set, "model"))
         with box("grid"):
-            self._number("Port", "port")
+            self._number("Port, 0 for a free one", "port")
             self._select("Thinking", "thinking", {"": "the model's own default", "on": "on", "off": "off"})
             self._select("Sampling preset", "preset", {"": "the model's own", **{use: use for use in USES}})
             self._select("Key/value cache", "kv", {"": "16 bits", "8": "8 bits", "6": "6 bits", "4": "4 bits", "3": "3 bits"})
