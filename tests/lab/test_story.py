@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from conftest import Visit
 
 pytestmark = pytest.mark.slow
-LIMIT_MS = 900_000  # for one job on a busy machine
+LIMIT_MS = 300_000  # for one job on a busy machine
 SMALL, LARGE = "tiny-qwen3.5-5.00bpw", "tiny-qwen3.5-6.00bpw"
 ADAPTER = "stones"
 STEPS = 20
@@ -117,12 +117,12 @@ def talk(page: Page) -> None:
     page.get_by_label("Max tokens").fill("24")
     choose(page, "Adapter", ADAPTER)
     say(page, "What do you see, number 3?")
-    page.locator(".turn", has_text="24 tokens · ").filter(has_text=f"{SMALL}:{ADAPTER}").wait_for(timeout=LIMIT_MS)
+    page.locator(".turn", has_text=f"· {SMALL}:{ADAPTER}").wait_for(timeout=LIMIT_MS)
     choose(page, "Adapter", "none")
     say(page, "What do you see, number 4?")
     replies = page.locator(".turn-other")
     replies.nth(1).get_by_role("button", name="Regenerate").wait_for(timeout=LIMIT_MS)
-    assert f"· {SMALL} ·" in replies.nth(1).inner_text() and ADAPTER not in replies.nth(1).inner_text()
+    assert f"· {SMALL}" in replies.nth(1).inner_text() and f":{ADAPTER}" not in replies.nth(1).inner_text()
 
 
 def write_again(page: Page) -> None:
