@@ -19,7 +19,7 @@ help:
 env: $(READY)
 
 # The stamp is keyed on what decides the environment's content.
-$(READY): pyproject.toml $(wildcard native/*)
+$(READY): pyproject.toml $(wildcard native/* native/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "optiq needs Python 3.11 or newer; set PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md from `benchmarks/results/*.json` and from the tree; `--check` only compares.
+"""Write the generated parts of README.md and of the guides from `benchmarks/results/*.json` and the tree; `--check` compares.
 
     python scripts/readme.py [--check]
 
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 MARKED = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n(?P<body>.*?)<!-- end: (?P=name) -->", re.DOTALL)
 PACKAGES = {  # what a package without a docstring of its own does
     "cli": "the command line: `main` and one file per command",
@@ -36,6 +35,14 @@ FOLDERS = {  # what a folder without a docstring of its own holds
     "benchmarks": "one script per claim, the results that they wrote, the pictures made from them",
     "scripts": "what makes generated files: the README's tables, the packaged texts",
     "docs": "architecture, file formats, conventions",
+}
+
+
+SPEED = {  # script -> bars that the README shows; the guides have them all
+    "cpu": ("2.decode_0", "2.decode_16k", "2.prefill_512", "2.prefill_4k", "2.stock_decode", "2.train"),
+    "kv": ("3.kl_over_turbo_2048_3bit", "3.decode_tq3_64k", "3.decode_tq3_over_llama"),
+    "engine": ("4.streams_over_llama", "4.turn_two_time", "4.mtp_tokens_per_forward_greedy"),
+    "lora": ("6.over_peft_0_8b", "6.memory_over_peft_0_8b"),
 }
 
 
@@ -96,15 +103,27 @@ def rows(name: str) -> Callable[[], str]:
         found = result(name)
         if found is None:
             return missing(name)
-        lines = ["| what | figure | required | measured |", "|---|---:|---:|---|"]
-        for row in found["bars"]:
-            met = "" if row["met"] else " (not met)"
-            lines.append(f"| {row['what']} | {_figure(row)}{met} | {row['direction']} {row['bar']:g} | {row['baseline']} |")
-        host = found["machine"]
-        lines += ["", f"{host['cpu']}, {host['cores']} cores, mlx {host['mlx']}, {found['date'][:10]}."]
-        return "\n".join(lines) + "\n"
+        return _table(found["bars"], [found])
 
     return table
+
+
+def speed() -> str:
+    """The rows of `SPEED`, of the scripts that were run."""
+    found = [part for name in SPEED if (part := result(name)) is not None]
+    chosen = [row for part in found for row in part["bars"] if row["id"] in {id_ for ids in SPEED.values() for id_ in ids}]
+    return _table(chosen, found) if chosen else missing("cpu")
+
+
+def _table(bars: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
+    """Bars as rows, and where and when they were measured."""
+    lines = ["| what | figure | required | measured |", "|---|---:|---:|---|"]
+    for row in bars:
+        met = "" if row["met"] else " (not met)"
+        lines.append(f"| {row['what']} | {_figure(row)}{met} | {row['direction']} {row['bar']:g} | {row['baseline']} |")
+    host, dates = found[0]["machine"], sorted({part["date"][:10] for part in found})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return "\n".join([*lines, "", f"{host['cpu']}, {host['cores']} cores, mlx {host['mlx']}, {when}."]) + "\n"
 
 
 def bars() -> str:
@@ -148,46 +167,49 @@ def tree() -> str:
     return "```\n" + "".join(f"{name:{width}}  {text}".rstrip() + "\n" for name, text in rows) + "```\n"
 
 
-PARTS: dict[str, Callable[[], str]] = {
-    "quality": quality,
-    "cpu": rows("cpu"),
-    "engine": rows("engine"),
-    "evals": rows("evals"),
-    "lora": rows("lora"),
-    "bars": bars,
-    "tree": tree,
+# File -> its generated parts, in any order.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"quality": quality, "speed": speed, "bars": bars, "tree": tree},
+    "docs/guides/generate.md": {"cpu": rows("cpu")},
+    "docs/guides/kv-cache.md": {"kv": rows("kv")},
+    "docs/guides/serving.md": {"engine": rows("engine"), "server": rows("server")},
+    "docs/guides/fine-tuning.md": {"lora": rows("lora")},
+    "docs/guides/evaluation.md": {"evals": rows("evals")},
+    "docs/guides/lab.md": {"lab": rows("lab")},
 }
 
 
-def generated(text: str) -> str:
-    """The README's text with every generated part made anew.
+def generated(page: str, text: str) -> str:
+    """A page's text with every generated part made anew.
 
     Raises:
-        SystemExit: a part that nobody makes, or one of ours that has no place.
+        SystemExit: a part that nobody makes, or one of the page's that has no place.
     """
+    parts = PAGES[page]
     names = [found["name"] for found in MARKED.finditer(text)]
-    if sorted(names) != sorted(PARTS):
-        raise SystemExit(f"{README}: generated parts are {sorted(names)}, expected {sorted(PARTS)}")
+    if sorted(names) != sorted(parts):
+        raise SystemExit(f"{page}: generated parts are {sorted(names)}, expected {sorted(parts)}")
 
     def fill(found: re.Match[str]) -> str:
         name = found["name"]
-        return f"<!-- generated: {name} -->\n{PARTS[name]()}<!-- end: {name} -->"
+        return f"<!-- generated: {name} -->\n{parts[name]()}<!-- end: {name} -->"
 
     return MARKED.sub(fill, text)
 
 
-def main() -> int:
-    """Write the README, or with `--check` exit with 1 if it is stale."""
+def main(root: Path = ROOT) -> int:
+    """Write the pages below a folder, or with `--check` exit with 1 if one is stale."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if README.md is stale")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page is stale")
     args = parser.parse_args()
-    old = README.read_text()
-    new = generated(old)
-    if args.check and old != new:
-        print("README.md is stale; run: python scripts/readme.py", file=sys.stderr)
+    texts = {page: (root / page).read_text() for page in PAGES}
+    stale = {page: new for page, old in texts.items() if (new := generated(page, old)) != old}
+    if args.check and stale:
+        print(f"{', '.join(stale)}: stale; run: python scripts/readme.py", file=sys.stderr)
         return 1
-    if not args.check and old != new:
-        README.write_text(new)
+    if not args.check:
+        for page, new in stale.items():
+            (root / page).write_text(new)
     return 0
 
 

@@ -6,7 +6,7 @@ import random
 
 from optiq.generate.sampling import Sampling
 from optiq.kv.options import CacheOptions
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.request import Finished, Request, Token
 
 

@@ -129,6 +129,7 @@ def test_data_and_adapters_stay_texts(hostile_lab: Lab, visit: Callable[..., Vis
         check(page)
     for number in range(len(HOSTILE)):
         page.get_by_role("region", name="Adapters").get_by_role("button", name="Losses of").nth(number).click()
+        page.locator("[aria-label='Loss over steps'] svg").last.wait_for()
         page.get_by_role("region", name="Adapters").get_by_role("button", name="Fuse").nth(number).click()
         check(page)
     upload = {"name": "<img data-hostile src=x onerror=window.hostile=1>.jsonl", "mimeType": "text/plain", "buffer": b"{}"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -101,6 +103,17 @@ def test_refit_makes_no_row_worse(weight: mx.array, gram: mx.array, bits: int, s
     first, second = objective(weight, before, gram), objective(weight, after, gram)
     assert (second <= first * (1 + 1e-4)).all()
     assert second.sum() < first.sum()
+
+
+def test_blocks_of_columns_change_nothing_but_the_order_of_sums(
+    weight: mx.array, gram: mx.array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gptq(weight, 3, 32, HALF, gram)
+    for name in ("gptq", "refit"):
+        monkeypatch.setattr(import_module(f"optiq.quantize.encoders.{name}"), "BLOCK_COLUMNS", 32)
+    parts = gptq(weight, 3, 32, HALF, gram)
+    assert float((whole.codes != parts.codes).mean()) < 0.01
+    np.testing.assert_allclose(objective(weight, parts, gram).sum(), objective(weight, whole, gram).sum(), rtol=1e-3)
 
 
 def test_the_inverse_factor_is_one(gram: mx.array) -> None:

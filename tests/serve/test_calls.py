@@ -12,7 +12,8 @@ import pytest
 from optiq.errors import InputError
 from optiq.serve import calls
 from optiq.serve.calls import Tool
-from optiq.serve.grammar import Compiler, GrammarSpec
+from optiq.serve.grammar import Compiler
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.parse.deltas import gather
 from optiq.serve.parse.tools import FORMATS
 from optiq.serve.parse.tools.parser import ToolParser

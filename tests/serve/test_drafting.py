@@ -18,7 +18,7 @@ from optiq.kv.options import CacheOptions
 from optiq.models.load import load_modules
 from optiq.serve.drafting import Drafts
 from optiq.serve.engine import Engine, EngineOptions
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.request import Finish, Finished, Request
 from optiq.serve.scheduler import Policy
 

@@ -18,7 +18,7 @@ from optiq.lora import train
 from optiq.models.chat import prompt_text
 from optiq.serve.drawing import Drawn
 from optiq.serve.engine import Engine, EngineOptions
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.request import Finish, Finished, Reason, Refused, Request, Token
 from optiq.serve.scheduler import GRID, Policy
 

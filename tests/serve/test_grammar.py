@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mlx_lm.utils import load_tokenizer
 
 from optiq.errors import InputError, ModelError
-from optiq.serve.grammar import Compiler, GrammarSpec, State
+from optiq.serve.grammar import Compiler, State
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.schema import ANNOTATIONS, ENFORCED
 
 WIDTH = 4200  # above the tokenizer's 4096, as padded heads are

@@ -12,7 +12,8 @@ from mlx_lm.utils import load_tokenizer
 
 from optiq.generate.sampler import Sampler, draw_rows
 from optiq.generate.sampling import Sampling
-from optiq.serve.grammar import Compiler, GrammarSpec, State
+from optiq.serve.grammar import Compiler, State
+from optiq.serve.grammar_spec import GrammarSpec
 
 WIDTH, END = 4200, 4076
 

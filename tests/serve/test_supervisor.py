@@ -264,7 +264,7 @@ def test_events_keep_their_form_on_the_way():
     from optiq.generate.sampling import Sampling
     from optiq.kv.options import CacheOptions, Maker
     from optiq.serve import messages
-    from optiq.serve.grammar import GrammarSpec
+    from optiq.serve.grammar_spec import GrammarSpec
     from optiq.serve.request import Finished, Load, Logprob, Progress, Request, Scored, Usage
 
     events = [

@@ -59,4 +59,4 @@ def _row(name: str, path: Path, size_bytes: int) -> dict[str, Any]:
     except OptiqError as error:
         return {**row, "kind": "broken", "problem": str(error)}
     kind = "optiq" if report.metadata is not None else "mlx" if report.quantized else "checkpoint"
-    return {**row, "kind": kind, "bpw": round(report.file_bpw, 3), "architecture": report.architecture}
+    return {**row, "kind": kind, "bpw": round(report.bpw or report.file_bpw, 3), "architecture": report.architecture}

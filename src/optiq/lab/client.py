@@ -80,6 +80,16 @@ async def delete(url: str, path: str) -> Any:
     return json.loads(await _asked(url, "DELETE", path))
 
 
+async def mount(url: str, adapter: str) -> None:
+    """Have an adapter mounted; nothing is asked for where it is.
+
+    Raises:
+        ResourceError: the server does not answer, knows no such adapter, or cannot put it on its model.
+    """
+    if adapter not in (await get(url, "/v1/adapters"))["mounted"]:
+        await post(url, "/v1/adapters", {"name": adapter})
+
+
 async def metrics(url: str) -> dict[str, dict[str, float]]:
     """The server's numbers: by name, then by the values of their labels other than the model's.
 

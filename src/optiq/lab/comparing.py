@@ -108,7 +108,9 @@ class Comparison:
     def documents(self) -> list[str]:
         """Names of the documents, in order."""
         tokens = self.data["tokens"]
-        return [f"{domain}: {name}" for domain, name in zip(tokens["domains"], tokens["documents"], strict=True)]
+        return [
+            f"{domain}: {name.rpartition('/')[2]}" for domain, name in zip(tokens["domains"], tokens["documents"], strict=True)
+        ]
 
     def row(self, model: int, document: int) -> list[tuple[str, float, str, str]]:
         """A document's tokens: text, KL of what was predicted there (0 for the first), the reference's likeliest, the model's."""

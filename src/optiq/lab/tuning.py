@@ -17,6 +17,7 @@ from optiq.lab.place import Place, slug
 from optiq.lab.text import line
 
 TRAIN, MERGE, FUSE = "train", "merge", "fuse"  # what a job's facts call it
+CONFIG = "adapter_config.json"
 SHOWN_EXAMPLES = 3
 PRESETS = ("small", "default", "medium", "large", "xl", "xxl", "reference")
 METHODS = {"sft": "replies (sft)", "dpo": "preferences (dpo)"}
@@ -114,19 +115,24 @@ class Adapter:
         return line(self.path.name, 80)
 
 
+def adapter_folders(place: Place) -> list[Path]:
+    """Where adapters of the workbench are, by name; nothing is read."""
+    return sorted(file.parent for file in place.folder("adapters").glob(f"*/{CONFIG}"))
+
+
 def adapters(place: Place) -> list[Adapter]:
     """The adapters of the workbench, the newest first; what cannot be read is left out."""
-    found = sorted(place.folder("adapters").glob("*/adapter_config.json"), key=lambda file: -file.stat().st_mtime)
-    return [adapter for file in found if (adapter := _adapter(file)) is not None]
+    found = sorted(adapter_folders(place), key=lambda folder: -(folder / CONFIG).stat().st_mtime)
+    return [adapter for folder in found if (adapter := _adapter(folder)) is not None]
 
 
-def _adapter(file: Path) -> Adapter | None:
+def _adapter(folder: Path) -> Adapter | None:
     try:
-        config = files.read_json(file, what="adapter's config", schema=None)
+        config = files.read_json(folder / CONFIG, what="adapter's config", schema=None)
         told = config.get("optiq") or {}
         rank, steps, valid = config.get("r"), told.get("steps"), told.get("valid_loss")
         return Adapter(
-            file.parent,
+            folder,
             str(config.get("base_model_name_or_path") or ""),
             str(told.get("method") or ("merged" if "merged" in told else "")),
             rank if isinstance(rank, int) else None,

@@ -29,6 +29,7 @@ from optiq.models.topology import Tensor
 from optiq.plan.size import safetensors_name
 from optiq.plan.types import UNQUANTIZED_BITS, Choice
 from optiq.quantize.encoders import ENCODERS
+from optiq.quantize.encoders.gptq import damped, inverse_factor
 
 SLICE_WEIGHTS = 1 << 24  # weights that are encoded at once: 64 MB in float32
 
@@ -222,7 +223,7 @@ class _Slice:
 def _slices(job: Encoding, tensor: Tensor, weight: mx.array, encoder: str, gram: mx.array | None) -> Iterator[_Slice]:
     """A tensor's codes, `SLICE_WEIGHTS` at a time, so that beside a huge tensor there is never much more than itself."""
     choice = job.choices[tensor.name]
-    options = job.options if encoder == "gptq" else {}
+    options = {} if encoder != "gptq" else {**job.options, "factor": None if gram is None else inverse_factor(damped(gram))}
     step = max(1, SLICE_WEIGHTS * tensor.shape[0] // prod(tensor.shape))
     for start in range(0, tensor.shape[0], step):
         values = weight[start : start + step].astype(mx.float32)

@@ -19,7 +19,7 @@ from llguidance import LLMatcher
 
 from optiq.errors import InputError
 from optiq.registry import Table
-from optiq.serve.grammar import GrammarSpec, json_options
+from optiq.serve.grammar_spec import GrammarSpec, json_options
 from optiq.serve.parse.tools import mistral, pythonic, qwen_xml
 from optiq.serve.parse.tools.schema import Tools
 from optiq.serve.schema import check_keywords, with_real_times

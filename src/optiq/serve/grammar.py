@@ -15,11 +15,10 @@ come. A reply of any text may have one, too (`Compiler.anything`).
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,37 +26,11 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from optiq.errors import InputError, ModelError
-from optiq.registry import Table
-from optiq.serve.schema import check_keywords, with_real_times
+from optiq.serve.grammar_spec import KINDS, GrammarSpec
 
 Mask = NDArray[np.bool_]
 
-MOST_SPACE = 64  # characters of white space between two JSON tokens: enough to indent, and a loop of line breaks ends
 KEPT = 64  # grammars that a compiler remembers; each is some hundred kilobytes
-
-
-@dataclass(frozen=True)
-class GrammarSpec:
-    """A grammar as a request names it.
-
-    Args:
-        kind: one of `KINDS`.
-        text: a JSON schema, a regular expression (of the whole reply), a JSON list of strings, a grammar in llguidance's Lark
-            dialect, or "" for `json_object`.
-    """
-
-    kind: str
-    text: str = ""
-
-    @classmethod
-    def json_schema(cls, schema: dict[str, Any]) -> GrammarSpec:
-        """JSON that a schema describes."""
-        return cls("json_schema", json.dumps(schema, ensure_ascii=False))
-
-    @classmethod
-    def choice(cls, choices: Sequence[str]) -> GrammarSpec:
-        """One of some texts."""
-        return cls("choice", json.dumps(list(choices), ensure_ascii=False))
 
 
 class Compiler:
@@ -99,21 +72,18 @@ class Compiler:
             InputError: not a kind, or llguidance cannot express it, with its reason.
         """
         if spec not in self._kept:
-            self._kept[spec] = Grammar(self, self._matcher(spec))
+            source = KINDS[spec.kind](spec.text)
+            bad, messages = LLMatcher.validate_grammar_with_warnings(source, self.tokenizer)
+            if bad or messages:
+                raise InputError(f"{spec.kind}: {_one_line(messages[0])}; change what it asks for")
+            matcher = LLMatcher(self.tokenizer, source, log_level=0)
+            if matcher.is_error():
+                raise InputError(f"{spec.kind}: {_one_line(matcher.get_error())}; change what it asks for")
+            self._kept[spec] = Grammar(self, matcher, source)
         self._kept.move_to_end(spec)
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return self._kept[spec]
-
-    def _matcher(self, spec: GrammarSpec) -> LLMatcher:
-        source = KINDS[spec.kind](spec.text)
-        bad, messages = LLMatcher.validate_grammar_with_warnings(source, self.tokenizer)
-        if bad or messages:
-            raise InputError(f"{spec.kind}: {_one_line(messages[0])}; change what it asks for")
-        matcher = LLMatcher(self.tokenizer, source, log_level=0)
-        if matcher.is_error():
-            raise InputError(f"{spec.kind}: {_one_line(matcher.get_error())}; change what it asks for")
-        return matcher
 
 
 class Grammar:
@@ -122,11 +92,23 @@ class Grammar:
     Args:
         compiler: whose tokens it is about.
         matcher: before its first token; None where any text will do.
+        source: what it was made from, in llguidance's Lark dialect.
     """
 
-    def __init__(self, compiler: Compiler, matcher: LLMatcher | None) -> None:
+    def __init__(self, compiler: Compiler, matcher: LLMatcher | None, source: str = "") -> None:
         self.compiler = compiler
-        self._matcher = matcher
+        self.matcher = matcher
+        self._source = source
+
+    @cached_property
+    def unforced(self) -> LLMatcher:
+        """A matcher that allows every tokenization of a text, before its first token.
+
+        Left to itself, llguidance allows a text that has no alternatives in the tokenizer's own tokens alone, which are those
+        that models expect. Where that text is also that of a special token, or is one that the tokenizer would normalize, it
+        then refuses them, and the reply could not go on.
+        """
+        return LLMatcher(self.compiler.tokenizer, self._source + '\n%llguidance {"no_forcing": true}', log_level=0)
 
     def start(self, after: Sequence[int] = (), budget: int | None = None, opening: int | None = None) -> State:
         """The state of a new row.
@@ -137,7 +119,7 @@ class Grammar:
             budget: at most so many tokens of reasoning come before `after`, which is all that may come then.
             opening: the reply reasons only where this is its first token; None: it begins within its reasoning.
         """
-        return State(self.compiler, _copied(self._matcher), tuple(after), budget, opening)
+        return State(self, tuple(after), budget, opening)
 
 
 class State:
@@ -145,23 +127,22 @@ class State:
 
     def __init__(
         self,
-        compiler: Compiler,
-        matcher: LLMatcher | None,
+        grammar: Grammar,
         after: tuple[int, ...],
         budget: int | None = None,
         opening: int | None = None,
     ) -> None:
-        self._compiler, self._matcher, self._after = compiler, matcher, after
-        self._budget, self._opening = budget, opening
+        self._grammar, self._compiler, self._matcher = grammar, grammar.compiler, _copied(grammar.matcher)
+        self._after, self._budget, self._opening = after, budget, opening
         self._reasoning: list[int] = []  # the reply up to the end of its reasoning, with what opened it
         self._begun = not after or opening is not None
         self._broken = 0  # tokens of line breaks behind it: 0 or 1
-        self._taken = 0  # tokens of the grammar's text
+        self._text: list[int] = []  # the grammar's
         self._ended = False  # a stop token came
 
     def __len__(self) -> int:
         """How many tokens the state has seen."""
-        return len(self._reasoning) + self._broken + self._taken + self._ended
+        return len(self._reasoning) + self._broken + len(self._text) + self._ended
 
     @property
     def begun(self) -> bool:
@@ -192,11 +173,11 @@ class State:
             return self._compiler.reasoning
         if self._matcher is None:
             return self._compiler.known
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
-        found = np.zeros(width, np.uint8)
-        known = np.unpackbits(bits, bitorder="little", count=min(width, 8 * len(bits)))
-        found[: len(known)] = known
+        found = self._next_of_text(self._matcher)
+        if np.count_nonzero(found.view(np.bool_)) == 1 and not self._fits(int(found.argmax())):
+            self._matcher = self._grammar.unforced.deep_copy()
+            self._matcher.consume_tokens(self._text)
+            found = self._next_of_text(self._matcher)
         if self._may_break:
             found[list(self._compiler.breaks)] = 1
         if self._may_open:
@@ -257,11 +238,12 @@ class State:
             raise ValueError(f"{count} tokens to take back of {len(self)}")
         if count and self._ended:
             self._ended, count = False, count - 1
-        text = min(count, self._taken)
+        text = min(count, len(self._text))
         if text:
             if self._matcher is not None:
                 self._matcher.rollback(text)
-            self._taken, count = self._taken - text, count - text
+            del self._text[-text:]
+            count -= text
         if count and self._broken:
             self._broken, count = 0, count - 1
         if count:
@@ -270,10 +252,20 @@ class State:
 
     def copy(self) -> State:
         """A second state that goes its own way from here."""
-        other = State(self._compiler, _copied(self._matcher), self._after, self._budget, self._opening)
+        other = State(self._grammar, self._after, self._budget, self._opening)
+        other._matcher, other._text = _copied(self._matcher), list(self._text)
         other._reasoning, other._begun = list(self._reasoning), self._begun
-        other._broken, other._taken, other._ended = self._broken, self._taken, self._ended
+        other._broken, other._ended = self._broken, self._ended
         return other
+
+    def _next_of_text(self, matcher: LLMatcher) -> NDArray[np.uint8]:
+        """Which tokens the grammar's text may go on with, [V], ones and zeros."""
+        bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        self._check()
+        found = np.zeros(self._compiler.width, np.uint8)
+        known = np.unpackbits(bits, bitorder="little", count=min(len(found), 8 * len(bits)))
+        found[: len(known)] = known
+        return found
 
     @property
     def _due(self) -> int | None:
@@ -291,7 +283,7 @@ class State:
     @property
     def _may_break(self) -> bool:
         """Whether a token of line breaks may come that is no part of the grammar's text."""
-        beginning = self._begun and not self._broken and not self._taken and not self._ended
+        beginning = self._begun and not self._broken and not self._text and not self._ended
         return beginning and bool(self._after) and self._matcher is not None and not self._may_open
 
     def _allows(self, token: int) -> bool:
@@ -325,7 +317,7 @@ class State:
         else:
             if self._matcher is not None:
                 self._matcher.consume_token(token)
-            self._taken += 1
+            self._text.append(token)
 
     def _check(self) -> None:
         if self._matcher is not None and self._matcher.is_error():
@@ -334,59 +326,6 @@ class State:
 
 def _copied(matcher: LLMatcher | None) -> LLMatcher | None:
     return None if matcher is None else matcher.deep_copy()
-
-
-def _json_schema(text: str) -> str:
-    try:
-        schema = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"json_schema: not valid JSON ({error})") from None
-    if not isinstance(schema, dict):
-        raise InputError(f"json_schema: a JSON {type(schema).__name__}, expected an object")
-    check_keywords(schema)
-    return _from_schema(schema)
-
-
-def _json_object(text: str) -> str:
-    return _from_schema({"type": "object"})
-
-
-def _from_schema(schema: dict[str, Any]) -> str:
-    return _lark("start: %json " + json.dumps(with_real_times(schema) | {"x-guidance": json_options()}))
-
-
-def json_options() -> Any:
-    """How JSON is written within any grammar: whatever the schema says counts, white space is bounded."""
-    return {"lenient": False, "whitespace_pattern": rf"[ \t\r\n]{{0,{MOST_SPACE}}}"}
-
-
-def _choice(text: str) -> str:
-    choices = json.loads(text)
-    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) and choice for choice in choices):
-        raise InputError(f"choice: {text}, expected a list of texts, none of them empty")
-    return _regex("|".join(map(re.escape, choices)))
-
-
-def _regex(text: str) -> str:
-    return _lark(json.loads(LLMatcher.grammar_from_regex(text))["grammars"][0]["lark_grammar"])
-
-
-def _lark(text: str) -> str:
-    """A grammar in llguidance's Lark dialect, every tokenization of whose texts may come.
-
-    Left to itself, llguidance allows a text without alternatives in the tokenizer's own tokens alone. Where that text is also
-    that of a special token, or is one that the tokenizer would normalize, it then refuses them, and the reply cannot go on.
-    """
-    return text + '\n%llguidance {"no_forcing": true}'
-
-
-# Kind -> what makes llguidance's form of it from the text.
-KINDS: Table[Callable[[str], str]] = Table("kind of grammar")
-KINDS.add("json_schema", _json_schema)
-KINDS.add("json_object", _json_object)
-KINDS.add("regex", _regex)
-KINDS.add("choice", _choice)
-KINDS.add("lark", _lark)
 
 
 def _one_line(message: str) -> str:

@@ -18,7 +18,7 @@ from optiq.errors import FormatError, InputError, ModelError, OptiqError, Resour
 from optiq.generate.sampling import Sampling
 from optiq.kv.options import Maker
 from optiq.kv.recipe import Recipe
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.request import Event, Finish, Finished, Load, Logprob, Progress, Reason, Refused, Request, Scored, Token, Usage
 
 HEAD = struct.Struct(">I")

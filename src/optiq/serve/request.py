@@ -19,7 +19,7 @@ from optiq.generate.sampling import Sampling
 from optiq.kv.options import Maker
 
 if TYPE_CHECKING:
-    from optiq.serve.grammar import GrammarSpec
+    from optiq.serve.grammar_spec import GrammarSpec
 
 FULL_PRECISION = Maker("")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from anthropic import Anthropic
 from openai import OpenAI
 
 from optiq.errors import ResourceError
@@ -130,6 +131,86 @@ def test_a_stream_tells_runs_where_they_happen(url: str) -> None:
     assert text == "Let me see.\n\nIt says ran 1." and reason == "stop"
     at = kinds.index("tool_runs")
     assert set(kinds[:at]) == set(kinds[at + 1 :]) == {"content"} and kinds.count("tool_runs") == 1
+
+
+INTERPRETER = [{"type": "code_interpreter", "container": {"type": "auto"}}]
+EXECUTION = [{"type": "code_execution_20250522", "name": "code_execution"}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_have_runs_as_items(url: str, recorder: Recorder, stream: bool) -> None:
+    with OpenAI(base_url=f"{url}/v1", api_key="none", http_client=httpx.Client(verify=False)) as client:
+        if stream:
+            with client.responses.stream(model="tiny", input="run:print(6*7)", tools=INTERPRETER) as events:
+                kinds = [event.type for event in events]
+                first = events.get_final_response()
+            wanted = ["in_progress", "interpreting", "completed"]
+            assert [kind for kind in kinds if "interpreter_call." in kind] == [
+                f"response.code_interpreter_call.{what}" for what in wanted
+            ]
+        else:
+            first = client.responses.create(model="tiny", input="run:print(6*7)", tools=INTERPRETER)
+        (run,) = [item for item in first.output if item.type == "code_interpreter_call"]
+        assert (run.code, run.status, run.outputs[0].logs) == ("print(6*7)", "completed", "ran 1")
+        kinds = [item.type for item in first.output if item.type != "reasoning"]
+        assert kinds == ["message", "code_interpreter_call", "message"]
+        assert first.output_text.endswith("It says ran 1.") and first.status == "completed"
+        then = client.responses.create(model="tiny", input="Well?", previous_response_id=first.id)
+        sent = [{"role": "user", "content": "run:print(6*7)"}, *first.output, {"role": "user", "content": "Well?"}]
+        again = client.responses.create(model="tiny", input=sent)
+    assert then.output_text == again.output_text == "It says ran 1."  # the model reads what it ran
+    assert then.usage.input_tokens == again.usage.input_tokens and len(recorder.asked) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_messages_have_runs_as_blocks(url: str, recorder: Recorder, stream: bool) -> None:
+    question = {"role": "user", "content": "run:print(6*7)"}
+    with Anthropic(base_url=url, api_key="none") as client:
+        if stream:
+            with client.messages.stream(model="tiny", max_tokens=500, messages=[question], tools=EXECUTION) as events:
+                found = events.get_final_message()
+        else:
+            found = client.messages.create(model="tiny", max_tokens=500, messages=[question], tools=EXECUTION)
+        text, use, result, answer = found.content
+        kinds = [block.type for block in found.content]
+        assert kinds == ["text", "server_tool_use", "code_execution_tool_result", "text"]
+        assert use.input == {"code": "print(6*7)"} and result.tool_use_id == use.id and use.id.startswith("srvtoolu_")
+        assert (result.content.stdout, result.content.return_code) == ("ran 1", 0)
+        assert answer.text.strip() == "It says ran 1." and found.stop_reason == "end_turn"
+        sent = [question, {"role": "assistant", "content": found.content}, {"role": "user", "content": "Well?"}]
+        again = client.messages.create(model="tiny", max_tokens=500, messages=sent)
+        longer = client.messages.count_tokens(model="tiny", messages=[question], tools=EXECUTION).input_tokens
+        plain = client.messages.count_tokens(model="tiny", messages=[question]).input_tokens
+    assert again.content[0].text == "It says ran 1." and len(recorder.asked) == 1  # the model reads what it ran
+    assert longer > plain  # the tool's description counts
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("responses", {"input": "run:1", "tools": INTERPRETER}),
+        ("messages", {"messages": [{"role": "user", "content": "run:1"}], "tools": EXECUTION}),
+    ],
+)
+def test_no_protocol_runs_where_the_server_does_not(tokenizer: Any, path: str, asked: dict[str, Any]) -> None:
+    for url in site(tokenizer, None):
+        found = httpx.post(f"{url}/v1/{path}", json=asked, timeout=60)
+        assert found.status_code == 400 and "--tools python" in found.json()["error"]["message"]
+
+
+def test_a_program_that_is_stopped_is_told_by_each_protocol(tokenizer: Any) -> None:
+    class Stops(Recorder):
+        def run(self, program: str, policy: Policy | None = None, **_: Any) -> Outcome:
+            return Outcome(None, "so far", "", 1.0, "time")
+
+    for url in site(tokenizer, Python(Stops(), turns=3)):
+        first = httpx.post(f"{url}/v1/responses", json={"input": "run:1", "tools": INTERPRETER}, timeout=60).json()
+        (run,) = [item for item in first["output"] if item["type"] == "code_interpreter_call"]
+        assert run["status"] == "failed" and run["outputs"][0]["logs"] == "so far\n[stopped: time]"
+        body = {"messages": [{"role": "user", "content": "run:1"}], "tools": EXECUTION}
+        found = httpx.post(f"{url}/v1/messages", json=body, timeout=60).json()
+        (result,) = [block["content"] for block in found["content"] if block["type"] == "code_execution_tool_result"]
+        assert (result["return_code"], result["stdout"], result["stderr"]) == (137, "so far", "[stopped: time]")
 
 
 def test_turns_come_to_an_end(url: str, recorder: Recorder) -> None:

@@ -21,6 +21,7 @@ from optiq.lab.parts.picker import ModelPicker
 from optiq.lab.parts.transcript import Transcript
 from optiq.lab.serving import Form
 from optiq.lab.text import line
+from optiq.lab.tuning import adapter_folders
 from optiq.lab.workbench import Workbench
 
 ABOUT = "Talk to the model that is served on this machine."
@@ -85,9 +86,10 @@ class _Screen:
 
     async def _watch_server(self) -> None:
         up, coming = client.served(self.bench.queue), client.starting(self.bench.queue)
-        if (up, coming) == self.known:
+        known = (up, coming, adapter_folders(self.bench.place))
+        if known == self.known:
             return
-        self.known, self.up = (up, coming), up
+        self.known, self.up = known, up
         self.server.clear()
         with self.server:
             if up is not None:
@@ -124,9 +126,11 @@ class _Screen:
 
     def _act(self, what: str, number: int) -> None:
         """Edit a question, or write a reply again."""
-        if self.chat is None or self.writing is not None:
+        if self.chat is None:
             return
-        if what == "edit":
+        if self.writing is not None:
+            say("a reply is being written; wait for its end, or stop it", "warning")
+        elif what == "edit":
             self.composer.edit(next((one for one in self.chats.messages(self.chat.id) if one.id == number), None))
         elif what == "again":
             self.chats.cut(self.chat.id, number)
@@ -187,6 +191,8 @@ class _Screen:
         with self.transcript:
             timer = ui.timer(FLUSH_S, flush)
         try:
+            if "adapter" in asked:
+                await client.mount(up.url, str(asked["adapter"]))
             async for kind, text in client.replies(up.url, asked, reply):
                 fresh[kind] += text
         except OptiqError as error:

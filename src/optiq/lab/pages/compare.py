@@ -34,10 +34,10 @@ def register(bench: Workbench) -> None:
     """Put the screen at its address."""
 
     @ui.page("/compare")
-    async def compare(model: str = "", other: str = "", adapter: str = "", kv: str = "") -> None:
+    async def compare(model: str = "", other: str = "", third: str = "", adapter: str = "", kv: str = "") -> None:
         second = Side(other or (model if adapter or kv else ""), adapter, kv)
         with frame(bench, "Compare", ABOUT):
-            screen = _Screen(bench, Form([Side(model), second, Side()]))
+            screen = _Screen(bench, Form([Side(model), second, Side(third)]))
         await ui.context.client.connected()
         await bench.library.ready()
         screen.renew_pickers()

@@ -181,6 +181,6 @@ def _over_time(found: list[Report]) -> dict[str, Any]:
     series = [
         charts.line_series(points, name, COLOURS[n % len(COLOURS)], dots=True) for n, (name, points) in enumerate(lines.items())
     ]
-    legend = {"top": 0, "type": "scroll", "itemGap": 28, "textStyle": {"color": charts.SOFT}}
+    legend = {**charts.LEGEND, "type": "scroll"}
     y = charts.axis("mean, %", min=0, max=100, scale=False, nameGap=40)
     return charts.options(charts.axis("", "time"), y, series, legend=legend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
@@ -19,7 +19,7 @@ from optiq.lab.parts.command import CommandBox
 from optiq.lab.parts.elements import box, button, folded, heading, link_button, note, paragraph, say, section, size, table, words
 from optiq.lab.parts.examples import examples
 from optiq.lab.parts.fields import Fields
-from optiq.lab.parts.jobform import JobForm, Order
+from optiq.lab.parts.jobform import JobForm, Order, jobs_of
 from optiq.lab.parts.losses import losses_picture
 from optiq.lab.parts.picker import ModelPicker
 from optiq.lab.place import free_name, slug
@@ -131,7 +131,7 @@ class _Screen:
         file = Path(event.file.name)
         path = free_name(self.bench.place.folder("data"), slug(file.stem), ".jsonl")
         await event.file.save(path)
-        self.fields.put("data", str(path))
+        self.fields.put("data", str(path), line(path.name, 80))
         say(f"kept as {path}")
 
     async def _check(self) -> None:
@@ -193,6 +193,7 @@ class _Screen:
                 button("Losses", partial(self._open_losses, one), "quiet", label=f"Losses of {one.title}")
                 sides = urlencode({"model": one.base, "adapter": str(one.path)}, errors="replace")
                 link_button("Compare", f"/compare?{sides}", f"Compare {one.title} with its model")
+                link_button("Serve", f"/server?{sides}", f"Serve {one.title} with its model")
                 button("Fuse", partial(self._open_fuse, one), "quiet", label=f"Fuse {one.title}")
 
         return [
@@ -208,8 +209,13 @@ class _Screen:
         self.opened.clear()
         with self.opened:
             heading(one.title, 3)
-            losses_picture(lambda: losses(one.path), live=False)
+            losses_picture(partial(losses, one.path, self._notes(one)), live=False)
             words(line(one.path), classes="soft small")
+
+    def _notes(self, one: Adapter) -> Iterable[tuple[str, int, str]]:
+        """What the job that trained it has noted, where that is still known."""
+        made = (job for job in jobs_of(self.bench.queue, TRAIN) if job.facts.get("output") == str(one.path))
+        return next((self.bench.queue.log(job.id).notes for job in made), ())
 
     def _open_fuse(self, one: Adapter) -> None:
         def order() -> Order:

@@ -26,7 +26,6 @@ from optiq.lab.workbench import Workbench
 
 ABOUT = "A long context is mostly cache. Keep its keys and values in fewer bits, where that costs least."
 CONTEXT = 32_768
-GRID = {"left": 84, "right": 24, "top": 32, "bottom": 52}
 
 
 def register(bench: Workbench) -> None:
@@ -159,7 +158,7 @@ class _Screen:
         curve = {**charts.line_series(points, "predicted", dots=True), "id": "curve"}
         mark = {**charts.mark_series([(point.bits, max(point.kl, 1e-12), "this budget")]), "id": "mark"}
         y = charts.axis("KL, nats per token", "log", nameGap=64)
-        return charts.options(charts.axis("mean width of codes, bits"), y, [curve, mark], grid=GRID)
+        return charts.options(charts.axis("mean width of codes, bits"), y, [curve, mark], grid=charts.WIDE_GRID)
 
     def _order(self) -> Order:
         output = self.bench.outputs.free("kv", self.study.output_name(self.bits))

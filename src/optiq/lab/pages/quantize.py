@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 from nicegui.elements.mixins.value_element import ValueElement
 from nicegui.events import ValueChangeEventArguments
 
@@ -166,7 +165,8 @@ class _Screen:
         return found.title if found else line(self.picker.value, 60)
 
     def _measured(self, job: Job, log: Log) -> None:
-        ui.timer(0.1, partial(self.open, str(job.facts["model"])), once=True)
+        """A task of its own: a timer would end with the view that it stands in, and that is what `open` clears."""
+        background_tasks.create(self.open(str(job.facts["model"])))
 
     def _queue(self, title: str, command: list[str], facts: Mapping[str, Any]) -> bool:
         try:
@@ -233,13 +233,12 @@ class _Screen:
     def _picture(self) -> dict[str, object]:
         point = self.curve.between(self.budget)
         curve = {**charts.line_series([(one.bits, one.kl) for one in self.curve.points], "predicted"), "id": "curve"}
-        mark = {**charts.mark_series([(point.bits, point.kl, "this budget")]), "id": "mark"}
+        mark = {**charts.mark_series([(point.bits, point.kl, "this budget")]), "id": "mark", "name": "this budget"}
         assert self.study is not None
         measured = [(one.bpw, one.measured, "measured") for one in outcomes(self.study, self.bench.queue) if one.measured]
         made = {**charts.mark_series(measured, charts.INK, 9), "id": "measured", "name": "measured"}
-        return charts.options(
-            charts.axis("bits per weight"), charts.axis("KL, nats per token", "log", nameGap=46), [curve, mark, made]
-        )
+        y = charts.axis("KL, nats per token", "log", nameGap=64)
+        return charts.options(charts.axis("bits per weight"), y, [curve, mark, made], grid=charts.WIDE_GRID, legend=charts.LEGEND)
 
     async def _start_convert(self) -> None:
         assert self.study is not None
@@ -266,24 +265,35 @@ class _Screen:
             if found:
                 head = ["model", "size", "bits", "KL predicted", "KL measured", "actions"]
                 table(head, [self._result(one) for one in found], right=(1, 2, 3, 4), label="Results")
+                if len(found) > 1:
+                    sides = {"model": self.study.model, "other": found[0].output, "third": found[1].output}
+                    link_button("Compare the newest two with their original", f"/compare?{urlencode(sides)}")
             elif not running:
                 paragraph("Models that are made here appear here, what was measured beside what was predicted.", "soft")
 
     def _result(self, one: Outcome) -> list[object]:
         assert self.study is not None
-        measured = "–" if one.measured is None else f"{one.measured:.5f}"
-        interval = f" ({one.interval[0]:.5f} to {one.interval[1]:.5f})" if one.interval else ""
         name = quote(one.output, safe="")
 
+        title = line(one.output.rpartition("/")[2])
         sides = urlencode({"model": self.study.model, "other": one.output})
+        pair = urlencode({"model": one.output, "baseline": self.study.model})
 
         def actions() -> None:
             with box("bar"):
-                link_button("Compare", f"/compare?{sides}", f"Compare {line(one.output)} with its original")
-                link_button("Serve", f"/server?model={name}", f"Serve {line(one.output)}")
+                link_button("Compare", f"/compare?{sides}", f"Compare {title} with its original")
+                link_button("Evaluate", f"/evaluate?{pair}", f"Evaluate {title} against its original")
+                link_button("Fine-tune", f"/fine-tune?model={name}", f"Fine-tune {title}")
+                link_button("Serve", f"/server?model={name}", f"Serve {title}")
 
         def where() -> None:
-            words(line(one.output.rpartition("/")[2]), "strong")
+            words(title, "strong")
+
+        def far() -> None:
+            words("–" if one.measured is None else f"{one.measured:.5f}")
+            if one.interval:
+                ui.element("br")
+                words(f"{one.interval[0]:.5f} to {one.interval[1]:.5f}", classes="soft small")
 
         predicted = "–" if one.predicted is None else f"{one.predicted:.5f}"
-        return [where, size(one.bytes), f"{one.bpw:.3f}", predicted, measured + interval, actions]
+        return [where, size(one.bytes), f"{one.bpw:.3f}", predicted, far, actions]

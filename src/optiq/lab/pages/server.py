@@ -21,6 +21,7 @@ from optiq.lab.parts.jobview import JobView
 from optiq.lab.parts.picker import ModelPicker
 from optiq.lab.serving import Form, snippets
 from optiq.lab.text import line
+from optiq.lab.tuning import adapter_folders
 from optiq.lab.workbench import Workbench
 from optiq.models.families import USES
 
@@ -33,9 +34,9 @@ def register(bench: Workbench) -> None:
     """Put the screen at its address."""
 
     @ui.page("/server")
-    async def server(model: str = "") -> None:
+    async def server(model: str = "", adapter: str = "") -> None:
         with frame(bench, "Server", ABOUT):
-            screen = _Screen(bench, model)
+            screen = _Screen(bench, model, adapter)
         await ui.context.client.connected()
         await bench.library.ready()
         screen.picker.renew()
@@ -44,9 +45,9 @@ def register(bench: Workbench) -> None:
 class _Screen:
     """The form, and what runs."""
 
-    def __init__(self, bench: Workbench, model: str) -> None:
+    def __init__(self, bench: Workbench, model: str, adapter: str) -> None:
         self.bench = bench
-        self.form = Form(model=model, adapter_dir=str(bench.place.folder("adapters")))
+        self.form = Form(model=model, adapters=[adapter] if adapter else [], adapter_dir=str(bench.place.folder("adapters")))
         self.shown: tuple[object, ...] = ("nothing yet",)
         self.before: tuple[float, float] | None = None
         self.running = box("stack")
@@ -57,7 +58,7 @@ class _Screen:
     def _fields(self) -> None:
         self.picker = ModelPicker(self.bench.library, "Model", self.form.model, chosen=partial(self._set, "model"))
         with box("grid"):
-            self._number("Port", "port")
+            self._number("Port, 0 for a free one", "port")
             self._select("Thinking", "thinking", {"": "the model's own default", "on": "on", "off": "off"})
             self._select("Sampling preset", "preset", {"": "the model's own", **{use: use for use in USES}})
             self._select("Tools that replies may use", "tools", {"": "none", "python": "Python, in a sandbox"})
@@ -74,8 +75,8 @@ class _Screen:
         button("Start", self._start, "main")
 
     def _adapters(self) -> dict[str, str]:
-        folders = sorted(self.bench.place.folder("adapters").glob("*/adapter_config.json"))
-        return {str(found.parent): line(found.parent.name) for found in folders}
+        found = [*map(str, adapter_folders(self.bench.place)), *self.form.adapters]
+        return {path: line(Path(path).name) for path in found}
 
     def _set(self, name: str, value: Any) -> None:
         setattr(self.form, name, value)
@@ -93,7 +94,7 @@ class _Screen:
         field.on_value_change(lambda event: self._set(name, int(event.value or 0))).props("outlined dense")
 
     def _select(self, label: str, name: str, known: Mapping[str, str], several: bool = False) -> None:
-        field = ui.select(dict(known), label=label, value=[] if several else "", multiple=several)
+        field = ui.select(dict(known), label=label, value=getattr(self.form, name), multiple=several)
         field.on_value_change(lambda event: self._set(name, event.value or ([] if several else "")))
         field.props("outlined dense options-dense").props["aria-label"] = label
 

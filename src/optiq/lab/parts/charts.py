@@ -14,12 +14,16 @@ from nicegui import ui
 from optiq.lab.text import line
 
 INK, SOFT, GRID, MAIN, SECOND = "var(--ink)", "var(--ink-soft)", "var(--edge)", "var(--main)", "var(--second)"
+WIDE_GRID = {"left": 84, "right": 24, "top": 32, "bottom": 52}  # for the long numbers of a logarithmic axis
+LEGEND = {"top": 0, "itemGap": 28, "textStyle": {"color": SOFT}}
 # Light to dark with the width, as in the pictures of `optiq inspect`.
 BIT_COLOURS = {2: "#f6e8a6", 3: "#a7d8a0", 4: "#5bbfa8", 5: "#2f9dc4", 6: "#3a78c2", 8: "#3b4fa3", 16: "#6b6f78", 32: "#44474d"}
+# By name, as a width is measured by name: "inherit" measures as another font, and a legend's parts lie on each other.
+FONT = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 
 
 def _text(colour: str = SOFT) -> dict[str, Any]:
-    return {"color": colour, "fontFamily": "inherit", "fontSize": 12}
+    return {"color": colour, "fontFamily": FONT, "fontSize": 12}
 
 
 def axis(name: str, kind: str = "value", **more: Any) -> dict[str, Any]:

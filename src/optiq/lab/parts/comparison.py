@@ -11,6 +11,7 @@ from optiq.lab.parts.elements import box, folded, heading, paragraph, size, tabl
 from optiq.lab.text import line
 
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0)  # nats; a token's colour is the number of these that its KL reaches
+FINEST = 1e-6  # of the first level; what is less is rounding
 
 
 def comparison_view(found: Comparison) -> None:
@@ -53,11 +54,20 @@ def _bits(model: Any) -> str:
     return "–" if model.get("bpw") is None else f"{model['bpw']:.3f}"
 
 
+def levels(found: Comparison) -> tuple[float, ...]:
+    """The colours' levels in nats: `LEVELS`, or powers of ten below where not one token in a hundred would reach the third."""
+    furthest, scale = max(float(model["kl"]["p99"]) for model in found.data["models"]), 1.0
+    while furthest < scale * LEVELS[2] and scale * LEVELS[0] > 2 * FINEST:
+        scale /= 10
+    return tuple(level * scale for level in LEVELS)
+
+
 class _Tokens:
     """The text, coloured by the divergence of one model at each token."""
 
     def __init__(self, found: Comparison) -> None:
         self.found, self.model, self.document = found, 0, 0
+        self.levels = levels(found)
         with box("grid"):
             models = {n: line(model["label"], 80) for n, model in enumerate(found.data["models"])}
             documents = {n: line(name, 80) for n, name in enumerate(found.documents)}
@@ -66,7 +76,7 @@ class _Tokens:
                 field.props("outlined dense options-dense").props["aria-label"] = label
         with box("bar"):
             words("KL in nats:", classes="soft small")
-            for level, least in enumerate(LEVELS, 1):
+            for level, least in enumerate(self.levels, 1):
                 words(f"from {least:g}", "span", f"small token kl-{level}")
         self.place = box("log tokens").props('tabindex="0" role="region" aria-label="The text, coloured by divergence"')
         self._draw()
@@ -79,10 +89,10 @@ class _Tokens:
         self.place.clear()
         with self.place:
             for text, kl, theirs, ours in self.found.row(self.model, self.document):
-                level = sum(kl >= least for least in LEVELS)
+                level = sum(kl >= least for least in self.levels)
                 token = words(text, "span", f"token kl-{level}" if level else "token")
                 if level:
-                    token.props["title"] = line(f"{kl:.3f} nats; the reference expects {theirs!r}, this model {ours!r}", 200)
+                    token.props["title"] = line(f"{kl:.3g} nats; the reference expects {theirs!r}, this model {ours!r}", 200)
 
 
 def _texts(found: Comparison) -> None:

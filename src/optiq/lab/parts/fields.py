@@ -51,11 +51,11 @@ class Fields:
         """Yes or no."""
         self._bind(ui.checkbox(label, value=bool(getattr(self._form, name))), name)
 
-    def put(self, name: str, value: Any) -> None:
-        """Set a field as a user would; a choice that does not know the value learns it."""
+    def put(self, name: str, value: Any, shown: str = "") -> None:
+        """Set a field as a user would; a choice that does not know the value learns it, and shows it as ``shown``."""
         field = self._made[name]
         if isinstance(field, ui.select) and isinstance(field.options, dict) and value not in field.options:
-            field.set_options({**field.options, value: value})
+            field.set_options({**field.options, value: shown or value})
         field.set_value(value)
 
     def _bind(self, field: ValueElement[Any], name: str) -> None:

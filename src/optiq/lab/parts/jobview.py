@@ -111,7 +111,7 @@ def progress(job: Job, log: Log) -> None:
     if job.problem:
         note(job.problem, "error" if job.state is State.FAILED else "warning")
     if job.state in ALIVE and not log.stages:
-        words(f"started {_ago(job.started)} ago", classes="soft")
+        words(f"started at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.started))}", classes="soft")
     if log.stages:
         with ui.element("ul").classes("stages"):
             for stage in log.stages:
@@ -139,8 +139,3 @@ def tail(log: Log) -> str:
     """The newest remarks as lines."""
     shown = list(log.remarks)[-SHOWN_REMARKS:]
     return plain("\n".join(f"{'' if kind in ('info', 'text') else kind + ': '}{text}" for kind, text in shown))
-
-
-def _ago(since: float | None) -> str:
-    seconds = max(0, int(time.time() - (since or time.time())))
-    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"

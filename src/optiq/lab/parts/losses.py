@@ -11,7 +11,6 @@ from optiq.lab.parts import charts
 from optiq.lab.tuning import Losses
 
 RENEW_S = 0.7
-LEGEND = {"top": 0, "itemGap": 28, "textStyle": {"color": charts.SOFT}}
 
 
 def losses_picture(read: Callable[[], Losses], live: bool) -> ui.echart:
@@ -36,5 +35,5 @@ def _options(found: Losses) -> dict[str, Any]:
     if found.validation:
         series.append(charts.line_series(found.validation, "validation", charts.SECOND, dots=True))
     return charts.options(
-        charts.axis("step", minInterval=1), charts.axis("loss, nats per token", nameGap=46), series, legend=LEGEND
+        charts.axis("step", minInterval=1), charts.axis("loss, nats per token", nameGap=46), series, legend=charts.LEGEND
     )

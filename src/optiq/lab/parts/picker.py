@@ -17,8 +17,11 @@ def option_text(model: Model) -> str:
     return f"{model.title} ({size(model.bytes)}{bits})"
 
 
+RENEW_S = 1.0
+
+
 class ModelPicker:
-    """A list of models; `value` is what a command is given, empty for none.
+    """A list of models, which follows the disk; `value` is what a command is given, empty for none.
 
     Args:
         accept: which models are offered.
@@ -34,6 +37,7 @@ class ModelPicker:
         chosen: Callable[[str], object] = lambda value: None,
     ) -> None:
         self._library, self._accept = library, accept
+        self._offered = library.models
         options = self._options()
         if value and value not in options:
             options[value] = line(value)
@@ -48,6 +52,12 @@ class ModelPicker:
         )
         self._select.classes("picker").props("outlined dense options-dense hide-dropdown-icon=false")
         self._select.props["aria-label"] = label
+        ui.timer(RENEW_S, self._follow)
+
+    def _follow(self) -> None:
+        """Offer what is new where the library has read the disk again."""
+        if self._offered is not self._library.models:
+            self.renew()
 
     def _options(self) -> dict[str, str]:
         return {
@@ -72,7 +82,7 @@ class ModelPicker:
 
     def renew(self) -> None:
         """Offer what the library has now."""
-        kept = self.value
+        kept, self._offered = self.value, self._library.models
         options = self._options()
         if kept and kept not in options:
             options[kept] = line(kept)

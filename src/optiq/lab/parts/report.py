@@ -89,7 +89,7 @@ def _picture(report: Report) -> dict[str, Any]:
         "silent": True,
         "label": {"position": "bottom", "distance": 12, "color": charts.SOFT},
     }
-    legend = {"top": 0, "itemGap": 28, "textStyle": {"color": charts.SOFT}, "data": [one["name"] for one in series]}
+    legend = {**charts.LEGEND, "data": [one["name"] for one in series]}
     y = charts.axis(
         "right answers, %",
         min=0,

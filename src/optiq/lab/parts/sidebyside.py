@@ -72,7 +72,7 @@ class SideBySide:
             ("memory at most", size(result["peak_memory_bytes"])),
         ]
         if job.facts.get("bytes"):
-            rows.append(("size", size(float(str(job.facts["bytes"])))))
+            rows.append(("on disk", size(float(str(job.facts["bytes"])))))
         facts(rows)
 
 

@@ -7,7 +7,8 @@ group are searched when the group is reached, on the columns as the feedback has
     gram' = gram + damping mean(diag) I,   U = chol(gram'^-1), upper
     e = (w_k - q_k) / U_kk,   w_m -= e U_km for m > k
 
-Source: GPTQ (arXiv 2210.17323), section 3; quantization notes section 2. Rows are independent and done together.
+Source: GPTQ (arXiv 2210.17323), section 3; quantization notes section 2. Rows are independent and done together. Errors reach the
+columns of their own block at once and the others in one product per block, as there.
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ from optiq.quantize.encoders.search import fit_groups
 
 DAMPING = 0.01
 CHUNK_ROWS = 16_384
+BLOCK_COLUMNS = 1024  # a multiple of every group size
 
 
 def gptq(
-    weight: mx.array, bits: int, group_size: int, dtype: mx.Dtype, gram: mx.array | None = None, joint: bool = True
+    weight: mx.array,
+    bits: int,
+    group_size: int,
+    dtype: mx.Dtype,
+    gram: mx.array | None = None,
+    joint: bool = True,
+    factor: mx.array | None = None,
 ) -> Coded:
     """Codes by error feedback.
 
@@ -33,11 +41,12 @@ def gptq(
         dtype: 16-bit type of scales and biases.
         gram: [I, I] second moments of the inputs.
         joint: refit scales, biases and codes together afterwards (`refit`).
+        factor: `inverse_factor(damped(gram))`, where it is known.
     """
     shape = weight.shape
     rows = weight.reshape(-1, shape[-1])
     gram = mx.eye(shape[-1]) if gram is None else damped(gram)
-    factor = inverse_factor(gram)
+    factor = inverse_factor(gram) if factor is None else factor
     parts = []
     for start in range(0, rows.shape[0], CHUNK_ROWS):
         part = rows[start : start + CHUNK_ROWS]
@@ -55,40 +64,54 @@ def damped(gram: mx.array, damping: float = DAMPING) -> mx.array:
 
 
 def inverse_factor(gram: mx.array) -> mx.array:
-    """Upper triangular U with U^T U = gram^-1 (float64 inside); 1 / U_kk^2 are the pivots that feedback leaves."""
+    """Upper triangular U with U^T U = gram^-1 (float64 inside); 1 / U_kk^2 are the pivots that feedback leaves.
+
+    With gram = R R^T and R upper triangular, U is the inverse of R; R is the Cholesky factor of the columns in reverse order.
+    """
     from scipy.linalg import cholesky, lapack
 
-    lower = cholesky(np.array(gram, dtype=np.float64), lower=True)
-    inverse, info = lapack.dpotri(lower, lower=1)
+    reverse = np.array(np.array(gram)[::-1, ::-1], dtype=np.float64, order="F")
+    inverse, info = lapack.dtrtri(cholesky(reverse, lower=True, overwrite_a=True), lower=1, overwrite_c=1)
     if info != 0:
         raise ArithmeticError(f"inverse of a {gram.shape[0]}-wide second moment failed (LAPACK info {info})")
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    return mx.array(cholesky(inverse, lower=False).astype(np.float32))
+    return mx.array(inverse[::-1, ::-1].astype(np.float32))
 
 
 def _feedback(rows: mx.array, factor: mx.array, bits: int, group_size: int, dtype: mx.Dtype) -> Coded:
-    top = float(2**bits - 1)
     pivots = np.array(mx.diagonal(factor))
     h = 1.0 / mx.diagonal(factor).square()
     codes, scales, biases = [], [], []
     width = rows.shape[1]
-    for i in range(0, width, group_size):
-        j = i + group_size
-        block = rows[:, :group_size]
-        _, s, b = fit_groups(block[:, None], h[None, i:j], bits, dtype)
-        triangle = factor[i:j, i:j]
-        errors = []
-        for k in range(group_size):
-            w = block[:, 0]
-            q = mx.clip(mx.round((w - b[:, 0]) / s[:, 0]), 0.0, top)
-            error = (w - (q * s[:, 0] + b[:, 0])) * float(1.0 / pivots[i + k])
-            block = block[:, 1:] - error[:, None] * triangle[k, k + 1 :]
-            codes.append(q)
-            errors.append(error)
-        carried = mx.stack(errors, axis=1)
-        rows = rows[:, group_size:] - carried @ factor[i:j, j:]
-        mx.eval(rows, s, b, codes[-group_size:])
-        scales.append(s[:, 0])
-        biases.append(b[:, 0])
+    for first in range(0, width, BLOCK_COLUMNS):
+        last = min(first + BLOCK_COLUMNS, width)
+        block, carried = rows[:, : last - first], []
+        for i in range(first, last, group_size):
+            j = i + group_size
+            _, s, b = fit_groups(block[:, None, :group_size], h[None, i:j], bits, dtype)
+            found, errors = _round(block[:, :group_size], s[:, 0], b[:, 0], factor[i:j, i:j], pivots[i:j], bits)
+            block = block[:, group_size:] - errors @ factor[i:j, j:last]
+            mx.eval(block, errors, s, b, found)
+            codes += found
+            scales.append(s[:, 0])
+            biases.append(b[:, 0])
+            carried.append(errors)
+        if last < width:
+            rows = rows[:, last - first :] - mx.concatenate(carried, axis=1) @ factor[first:last, last:]
+            mx.eval(rows)
     stacked = mx.stack(codes, axis=1).astype(mx.uint32)
     return Coded(stacked, mx.stack(scales, axis=1), mx.stack(biases, axis=1), bits, group_size)
+
+
+def _round(
+    block: mx.array, s: mx.array, b: mx.array, triangle: mx.array, pivots: np.ndarray, bits: int
+) -> tuple[list[mx.array], mx.array]:
+    """Codes of a group's columns [O] each, and their errors [O, g]; each column takes in the errors of those before it."""
+    codes, errors = [], []
+    for k, pivot in enumerate(pivots):
+        w = block[:, 0]
+        q = mx.clip(mx.round((w - b) / s), 0.0, float(2**bits - 1))
+        error = (w - (q * s + b)) * float(1.0 / pivot)
+        block = block[:, 1:] - error[:, None] * triangle[k, k + 1 :]
+        codes.append(q)
+        errors.append(error)
+    return codes, mx.stack(errors, axis=1)

@@ -17,6 +17,7 @@ import mlx.core as mx
 from optiq.kernels.affine import Coded, rounded
 
 SWEEPS = 2
+BLOCK_COLUMNS = 1024  # a multiple of every group size; a change reaches the columns of its block at once, the others per block
 
 
 def refit(weight: mx.array, coded: Coded, gram: mx.array, dtype: mx.Dtype, sweeps: int = SWEEPS) -> Coded:
@@ -27,25 +28,30 @@ def refit(weight: mx.array, coded: Coded, gram: mx.array, dtype: mx.Dtype, sweep
         coded: codes to improve.
         gram: [I, I], the second moment to weigh errors with.
     """
-    g, top = coded.group_size, float(2**coded.bits - 1)
+    g, top, width = coded.group_size, float(2**coded.bits - 1), weight.shape[1]
     q = coded.codes.astype(mx.float32)
     s, b = coded.scales, coded.biases
     groups = q.shape[1] // g
     parts = [(q[:, k * g : (k + 1) * g], s[:, k], b[:, k]) for k in range(groups)]
     residual = (weight - coded.dense()) @ gram
-    for _ in range(sweeps):
-        for k in range(groups):
-            i, j = k * g, (k + 1) * g
+    for first in [*range(0, width, BLOCK_COLUMNS)] * sweeps:
+        last = min(first + BLOCK_COLUMNS, width)
+        inside, changes = residual[:, first:last], []
+        for i in range(first, last, g):
+            j = i + g
             local = gram[i:j, i:j]
-            codes, scale, bias = parts[k]
+            codes, scale, bias = parts[i // g]
             before = codes * scale[:, None] + bias[:, None]
-            r = residual[:, i:j]
-            codes, r = _step_codes(codes, scale, r, local, top)
+            codes, r = _step_codes(codes, scale, inside[:, i - first : j - first], local, top)
             scale, bias, r = _step_scale(codes, scale, bias, r, local, dtype)
-            change = codes * scale[:, None] + bias[:, None] - before
-            residual = residual - change @ gram[i:j]
-            parts[k] = (codes, scale, bias)
-            mx.eval(residual, codes, scale, bias)
+            changes.append(codes * scale[:, None] + bias[:, None] - before)
+            inside = inside - changes[-1] @ gram[i:j, first:last]
+            parts[i // g] = (codes, scale, bias)
+            mx.eval(inside, changes[-1], codes, scale, bias)
+        change = mx.concatenate(changes, axis=1)
+        outside = [residual[:, a:z] - change @ gram[first:last, a:z] for a, z in ((0, first), (last, width))]
+        residual = mx.concatenate([outside[0], inside, outside[1]], axis=1)
+        mx.eval(residual)
     stacked = mx.concatenate([part[0] for part in parts], axis=1).astype(mx.uint32)
     scales, biases = (mx.stack([part[n] for part in parts], axis=1) for n in (1, 2))
     return Coded(stacked, scales, biases, coded.bits, g)

@@ -2,9 +2,9 @@
 
     model writes a call -> the program runs apart (`optiq.sandbox`) -> the model reads what it printed -> …
 
-A request opts in by a tool of type `python`; who started the server decides whether there is one and what a program may take,
-and nothing that a request or a model says widens that. Each run begins anew: an empty folder, no network, nothing of the one
-before. Knows no protocol.
+A request opts in by a tool of a type that its protocol has for this; who started the server decides whether there is one and what
+a program may take, and nothing that a request or a model says widens that. Each run begins anew: an empty folder, no network,
+nothing of the one before. Knows no protocol.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,13 +22,13 @@ from optiq.errors import InputError
 from optiq.sandbox import Outcome, Policy, Runner
 from optiq.serve.http import reply
 from optiq.serve.http.asking import Asked, Prepared, ToolUse, prepared
+from optiq.serve.http.body import invalid
 from optiq.serve.http.context import Chosen
 from optiq.serve.http.reply import Part, Ran, Whole
 from optiq.serve.parse.deltas import Call, CallArguments, CallEnd, CallStart, Content
 from optiq.serve.request import Finish, Usage
 
 NAME = "python"
-TYPES = (NAME, "code_interpreter")
 TOOL = {
     "type": "function",
     "function": {
@@ -100,12 +100,51 @@ class Python:
             raise
 
 
-async def first(chosen: Chosen, asked: Asked) -> Prepared:
-    """The first turn's request. Raises as `prepared`, and InputError for a model that can call no tools."""
-    found = await prepared(chosen, replace(asked, tools=[TOOL]))
+def wanted(python: Python | None, types: Sequence[str | None], known: Collection[str]) -> Python | None:
+    """What runs programs for a request; None where it asks for none.
+
+    Args:
+        python: what the server has.
+        types: of the request's tools.
+        known: those of them that ask for Python in the request's protocol.
+
+    Raises:
+        Refusal: the server has none, or the client's own tools stand beside it.
+    """
+    asking = [n for n, type_ in enumerate(types) if type_ in known]
+    if not asking:
+        return None
+    if python is None:
+        raise invalid("tools", "asks for Python, which this server does not run; start it with --tools python")
+    if len(asking) < len(types):
+        raise invalid(
+            f"tools.{asking[0]}", "is run by the server, which the client's own tools cannot stand beside; leave one kind out"
+        )
+    return python
+
+
+def with_tool(asked: Asked) -> Asked:
+    """The same conversation with a model that knows of Python."""
+    return replace(asked, tools=[TOOL])
+
+
+async def first(chosen: Chosen, asked: Asked, python: Python | None) -> Prepared:
+    """The first turn's request. Raises as `prepared`, and InputError for a model that can call no tools where Python is there."""
+    if python is None:
+        return await prepared(chosen, asked)
+    found = await prepared(chosen, with_tool(asked))
     if found.shape.format is None:
         raise InputError("tools: this model's chat template knows no calls of tools; leave the python tool out")
     return found
+
+
+def parts(
+    chosen: Chosen, asked: Asked, python: Python | None, begun: Prepared, *, one_call: bool = False
+) -> AsyncGenerator[Part, None]:
+    """The reply, with or without Python; as `turns`, and as `reply.parts`."""
+    if python is not None:
+        return turns(chosen, asked, python, begun)
+    return reply.parts(chosen.served.gateway, begun.request, begun.shape, one_call=one_call)
 
 
 async def turns(chosen: Chosen, asked: Asked, python: Python, begun: Prepared) -> AsyncGenerator[Part, None]:
@@ -148,8 +187,8 @@ async def turns(chosen: Chosen, asked: Asked, python: Python, begun: Prepared) -
             messages.append({"role": "tool", "tool_call_id": call.id, "name": NAME, "content": told(ran.outcome)})
         over = turn + 1 >= python.turns or spent >= python.seconds
         use = ToolUse("none") if over else replace(asked.use, mode="auto")
-        following = replace(asked, messages=messages, tools=[TOOL], use=use, prefill=None, max_tokens=left)
-        request = await prepared(chosen, following)
+        following = replace(asked, messages=messages, use=use, prefill=None, max_tokens=left)
+        request = await prepared(chosen, with_tool(following))
 
 
 def told(outcome: Outcome) -> str:

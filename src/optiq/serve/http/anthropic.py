@@ -16,10 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from optiq.serve.http import body, reply
+from optiq.serve.http import agent, body
+from optiq.serve.http.agent import Python
 from optiq.serve.http.anthropic_blocks import Blocks
-from optiq.serve.http.anthropic_body import MessagesBody, PromptBody
-from optiq.serve.http.asking import Prepared, prepared, prompt_of
+from optiq.serve.http.anthropic_body import PYTHON_TYPES, MessagesBody, PromptBody
+from optiq.serve.http.asking import Asked, Prepared, prompt_of
 from optiq.serve.http.context import Chosen, Context, UnknownModel
 from optiq.serve.http.problem import Kind, Problem, Surface, problem_of
 from optiq.serve.http.reply import Part
@@ -68,20 +69,22 @@ class Run:
 
     Args:
         chosen: who answers.
+        wanted: what is asked, in the terms of all protocols.
+        python: what it may run; None for nothing.
         prepared: what the engine is asked.
-        one_call: end the message with its first call.
         id: of the message.
     """
 
     chosen: Chosen
+    wanted: Asked
+    python: Python | None
     prepared: Prepared
-    one_call: bool
     id: str
 
     def parts(self) -> AsyncGenerator[Part, None]:
         """Of the reply."""
-        request, shape = self.prepared.request, self.prepared.shape
-        return reply.parts(self.chosen.served.gateway, request, shape, one_call=self.one_call)
+        one_call = not self.wanted.use.parallel
+        return agent.parts(self.chosen, self.wanted, self.python, self.prepared, one_call=one_call)
 
     def message(self, content: list[dict[str, Any]], reason: str | None, stop: str | None, usage: Usage) -> dict[str, Any]:
         """The message."""
@@ -102,7 +105,8 @@ async def create(context: Context, request: Request) -> Response:
         max_tokens=asked.max_tokens,
         stops=asked.stops(),
     )
-    run = Run(chosen, await prepared(chosen, wanted), not wanted.use.parallel, f"msg_{secrets.token_hex(12)}")
+    python = _python(context, asked)
+    run = Run(chosen, wanted, python, await agent.first(chosen, wanted, python), f"msg_{secrets.token_hex(12)}")
     if asked.stream:
         limits = context.limits
         return EventStream(_frames(run), _broken, ping=PING, ping_s=limits.ping_s)
@@ -113,8 +117,13 @@ async def count(context: Context, request: Request) -> Response:
     """How long a prompt is."""
     asked = body.checked(PromptBody, await body.read(request))
     chosen = await _open(context, asked)
-    prompt = await prompt_of(chosen, asked.asked(chosen.served.thinking))
+    wanted = asked.asked(chosen.served.thinking)
+    prompt = await prompt_of(chosen, wanted if _python(context, asked) is None else agent.with_tool(wanted))
     return JSONResponse({"input_tokens": len(prompt.ids)})
+
+
+def _python(context: Context, asked: PromptBody) -> Python | None:
+    return agent.wanted(context.python, [tool.type for tool in asked.tools or []], PYTHON_TYPES)
 
 
 async def _open(context: Context, asked: PromptBody) -> Chosen:
@@ -131,6 +140,8 @@ async def _whole(run: Run) -> dict[str, Any]:
     async with aclosing(run.parts()) as parts:
         async for part in parts:
             blocks.add(part.deltas)
+            if part.ran is not None:
+                blocks.ran(part.ran)
             if part.finished is not None:
                 blocks.finish()
                 return run.message(blocks.content, *_reason(part.finished, blocks), part.finished.usage)
@@ -146,7 +157,7 @@ async def _frames(run: Run) -> AsyncGenerator[bytes, None]:
                 cached = 0 if part.progress is None else part.progress.cached
                 start = run.message([], None, None, Usage(len(run.prepared.request.prompt), cached))
                 yield frame({"type": "message_start", "message": start}, "message_start") + PING
-            events = blocks.add(part.deltas)
+            events = blocks.add(part.deltas) + ([] if part.ran is None else blocks.ran(part.ran))
             if part.finished is not None:
                 events += blocks.finish()
                 reason, stop = _reason(part.finished, blocks)

@@ -13,9 +13,13 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from optiq.sandbox import Outcome
+from optiq.serve.http.anthropic_body import PYTHON_NAME
+from optiq.serve.http.reply import Ran
 from optiq.serve.parse.deltas import CallArguments, CallEnd, CallStart, Content, Delta, Reasoning
 
 Event = dict[str, Any]
+KILLED = 137  # the exit status of a program that was killed: 128 and SIGKILL
 
 
 class Blocks:
@@ -36,6 +40,14 @@ class Blocks:
     def add(self, deltas: Iterable[Delta]) -> list[Event]:
         """The events of some deltas."""
         return [event for delta in deltas for event in self._add(delta)]
+
+    def ran(self, ran: Ran) -> list[Event]:
+        """The events of a program that the server ran: its call, and what became of it."""
+        id_ = "srvtoolu_" + ran.id.removeprefix("call_")
+        events = self._begin("server_tool_use", {"id": id_, "name": PYTHON_NAME, "input": {}}, anew=True)
+        events.append(self._more("input_json_delta", "partial_json", json.dumps({"code": ran.code})))
+        events += self._begin("code_execution_tool_result", {"tool_use_id": id_, "content": _result(ran.outcome)}, anew=True)
+        return events + self._close()
 
     def finish(self) -> list[Event]:
         """The end of the last block."""
@@ -91,9 +103,16 @@ class Blocks:
             events.append({"type": "content_block_delta", "index": self._told, "delta": delta})
         elif kind == "text":
             self.content[-1]["text"] = text
-        else:
+        elif kind != "code_execution_tool_result":
             self.content[-1]["input"] = json.loads(text or "{}")
         return [*events, {"type": "content_block_stop", "index": self._told}]
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    """What became of a program; the limit that stopped it stands where its errors do."""
+    stderr = f"{outcome.stderr}\n[stopped: {outcome.stopped}]".lstrip() if outcome.stopped else outcome.stderr
+    code = KILLED if outcome.code is None else outcome.code
+    return {"type": "code_execution_result", "stdout": outcome.stdout, "stderr": stderr, "return_code": code, "content": []}
 
 
 def _id(id: str) -> str:

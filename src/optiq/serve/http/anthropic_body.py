@@ -13,12 +13,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from optiq.serve.grammar import GrammarSpec
+from optiq.sandbox import Outcome
+from optiq.serve.grammar_spec import GrammarSpec
+from optiq.serve.http.agent import NAME as PYTHON
+from optiq.serve.http.agent import told
 from optiq.serve.http.asking import Asked, Thinking, ToolUse
 from optiq.serve.http.body import Answer, Body, invalid
 from optiq.serve.http.openai_fields import SMALLEST_TOP_P
 from optiq.serve.prompt import without_billing
 
+PYTHON_TYPES = ("code_execution_20250522", "python")  # of tools that the server runs
+PYTHON_NAME = "code_execution"  # of those calls
 JOINT = "\n\n"  # between texts of one message
 UNSEEN = "[{} left out: this model reads text alone]"  # within a tool's result, which the client cannot change
 
@@ -47,7 +52,7 @@ class MessageField(Body):
 
 
 class ToolField(Body):
-    """A tool; one of a type beside `custom` is the provider's own, and the model does not hear of it."""
+    """A tool: of type `custom`, or Python that the server runs; of others, the provider's own, the model does not hear."""
 
     type: str | None = None
     name: str | None = None
@@ -123,6 +128,8 @@ class PromptBody(Body):
             raise invalid("tool_choice.name", "is missing, expected the name of a tool")
         mode = {"any": "required", "tool": "required"}.get(choice.type, choice.type)
         names = (choice.name,) if choice.type == "tool" and choice.name is not None else ()
+        if names == (PYTHON_NAME,) and any(tool.type in PYTHON_TYPES for tool in self.tools or []):
+            names = (PYTHON,)
         return ToolUse(mode, names, parallel=not choice.disable_parallel_tool_use)
 
     def _thinking(self, thinks: bool | None) -> Thinking:
@@ -179,7 +186,7 @@ def _messages(message: MessageField, field: str) -> list[dict[str, Any]]:
     """A message as templates take it: results of tools are messages of their own."""
     blocks = [Block(type="text", text=message.content)] if isinstance(message.content, str) else message.content
     if message.role == "assistant":
-        return [_assistant(blocks)]
+        return _assistant(blocks)
     if message.role == "system":
         return _system(blocks) if blocks else []
     found: list[dict[str, Any]] = []
@@ -196,15 +203,43 @@ def _messages(message: MessageField, field: str) -> list[dict[str, Any]]:
     return found
 
 
-def _assistant(blocks: list[Block]) -> dict[str, Any]:
-    """An earlier reply; a signature is nobody's business here."""
+def _assistant(blocks: list[Block]) -> list[dict[str, Any]]:
+    """An earlier reply, in turns where the server ran programs."""
+    found: list[dict[str, Any]] = []
+    turn: list[Block] = []
+    for block in blocks:
+        if block.type == "code_execution_tool_result":
+            found.append(_turn(turn))
+            found.append({"role": "tool", "tool_call_id": block.tool_use_id or "", "name": PYTHON, "content": _printed(block)})
+            turn = []
+        else:
+            turn.append(block)
+    return [*found, _turn(turn)] if turn or not found else found
+
+
+def _printed(block: Block) -> str:
+    """What the model read of an earlier run."""
+    content = block.content if isinstance(block.content, dict) else {}
+    if "error_code" in content:
+        return told(Outcome(None, "", "", 0.0, str(content["error_code"])))
+    code = content.get("return_code", 0)
+    texts = [str(content.get(name) or "") for name in ("stdout", "stderr")]
+    return told(Outcome(code if isinstance(code, int) else None, texts[0], texts[1], 0.0))
+
+
+def _turn(blocks: list[Block]) -> dict[str, Any]:
+    """What the model said before a result; a signature is nobody's business here."""
     found: dict[str, Any] = {"role": "assistant"}
     found["content"] = JOINT.join(block.text for block in blocks if block.type == "text" and block.text)
     reasoning = JOINT.join(block.thinking for block in blocks if block.type == "thinking" and block.thinking)
     calls = [
-        {"id": block.id or "", "type": "function", "function": {"name": block.name, "arguments": block.input or {}}}
+        {
+            "id": block.id or "",
+            "type": "function",
+            "function": {"name": block.name if block.type == "tool_use" else PYTHON, "arguments": block.input or {}},
+        }
         for block in blocks
-        if block.type == "tool_use" and block.name
+        if (block.type == "tool_use" and block.name) or (block.type == "server_tool_use" and block.name == PYTHON_NAME)
     ]
     return found | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
 
@@ -283,6 +318,33 @@ class ToolUseBlock(Answer):
     input: dict[str, Any]
 
 
+class ServerToolUseBlock(Answer):
+    """A program that the server ran."""
+
+    type: Literal["server_tool_use"]
+    id: str
+    name: Literal["code_execution"]
+    input: dict[str, str]
+
+
+class RunResult(Answer):
+    """How it ended."""
+
+    type: Literal["code_execution_result"]
+    stdout: str
+    stderr: str
+    return_code: int
+    content: list[dict[str, str]]
+
+
+class RunResultBlock(Answer):
+    """What became of a program."""
+
+    type: Literal["code_execution_tool_result"]
+    tool_use_id: str
+    content: RunResult
+
+
 class Message(Answer):
     """A reply."""
 
@@ -290,7 +352,7 @@ class Message(Answer):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextBlock | ThinkingBlock | ToolUseBlock]
+    content: list[TextBlock | ThinkingBlock | ToolUseBlock | ServerToolUseBlock | RunResultBlock]
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     usage: UsageField

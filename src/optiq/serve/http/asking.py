@@ -19,7 +19,7 @@ from optiq.errors import InputError
 from optiq.generate.sampling import MAX_SEED
 from optiq.serve import calls
 from optiq.serve.calls import Tool
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.http.context import Chosen, Served
 from optiq.serve.parse.output import Shape
 from optiq.serve.prompt import Prompt, Prompter

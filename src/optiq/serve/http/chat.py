@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 
 from optiq.serve.http import agent, body, reply
 from optiq.serve.http.agent import Python
-from optiq.serve.http.asking import Asked, Prepared, prepared
-from optiq.serve.http.chat_body import ChatBody
+from optiq.serve.http.asking import Asked, Prepared
+from optiq.serve.http.chat_body import PYTHON_TYPES, ChatBody
 from optiq.serve.http.context import Chosen, Context
 from optiq.serve.http.openai_errors import broken
 from optiq.serve.http.openai_fields import timings_of, usage_of
@@ -67,13 +67,12 @@ async def create(context: Context, request: Request) -> Response:
     if (asked.n or 1) > context.limits.choices:
         raise body.invalid("n", f"is {asked.n}, expected at most {context.limits.choices}")
     wanted = asked.asked()
-    python = context.python if asked.wants_python else None
-    if asked.wants_python and python is None:
-        raise body.invalid("tools", "asks for Python, which this server does not run; start it with --tools python")
+    python = agent.wanted(context.python, [tool.type for tool in asked.tools or []], PYTHON_TYPES)
+    if python is not None and (asked.n or 1) > 1:
+        raise body.invalid("n", f"is {asked.n}, expected 1 with a tool that the server runs")
     chosen = await context.models.open(asked.model, asked.adapter)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": chosen.name}
-    ready = await (prepared if python is None else agent.first)(chosen, wanted)
-    run = Run(chosen, asked, wanted, ready, head, python)
+    run = Run(chosen, asked, wanted, await agent.first(chosen, wanted, python), head, python)
     if asked.stream:
         return EventStream(_frames(run), broken, ping_s=context.limits.ping_s)
     return JSONResponse(await _whole(run))

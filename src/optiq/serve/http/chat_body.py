@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from optiq.serve.http import openai_fields as fields
-from optiq.serve.http.agent import TYPES as PYTHON_TYPES
 from optiq.serve.http.asking import Asked
 from optiq.serve.http.body import Answer, Body, invalid
 from optiq.serve.prompt import without_billing
+
+PYTHON_TYPES = ("python", "code_interpreter")  # of tools that the server runs
 
 
 class PartField(Body):
@@ -78,22 +79,6 @@ class ChatBody(fields.Shaping):
     thinking_budget: Annotated[int, Field(ge=0)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None
-
-    @property
-    def wants_python(self) -> bool:
-        """Whether the reply may run programs on the server.
-
-        Raises:
-            Invalid: together with what cannot be.
-        """
-        wanted = [n for n, tool in enumerate(self.tools or []) if tool.type in PYTHON_TYPES]
-        if wanted and len(wanted) < len(self.tools or []):
-            raise invalid(
-                f"tools.{wanted[0]}", "is run by the server, which the client's own tools cannot stand beside; leave one kind out"
-            )
-        if wanted and (self.n or 1) > 1:
-            raise invalid("n", f"is {self.n}, expected 1 with a tool that the server runs")
-        return bool(wanted)
 
     def asked(self) -> Asked:
         """The same in the terms of all protocols."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from optiq.generate.sampling import MAX_SEED
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.http.asking import Thinking, ToolUse
 from optiq.serve.http.body import Answer, Body, invalid
 from optiq.serve.request import Usage

@@ -15,12 +15,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from optiq.serve.http import body, reply
-from optiq.serve.http.asking import Prepared, prepared, prompt_of
+from optiq.serve.http import agent, body
+from optiq.serve.http.agent import Python
+from optiq.serve.http.asking import Asked, Prepared, prompt_of
 from optiq.serve.http.context import Chosen, Context
 from optiq.serve.http.problem import Kind, Problem, Refusal, problem_of
 from optiq.serve.http.reply import Part, Whole
-from optiq.serve.http.responses_body import Item, ResponseBody, messages_of
+from optiq.serve.http.responses_body import PYTHON_TYPES, Item, ResponseBody, messages_of
 from optiq.serve.http.responses_items import Items
 from optiq.serve.http.responses_store import Kept, Store
 from optiq.serve.http.stream import EventStream, frame
@@ -35,6 +36,8 @@ class Run:
     Args:
         chosen: who answers.
         asked: the body.
+        wanted: the same in the terms of all protocols.
+        python: what it may run; None for nothing.
         prepared: what the engine is asked.
         messages: the conversation, without instructions.
         store: where it is kept.
@@ -42,6 +45,8 @@ class Run:
 
     chosen: Chosen
     asked: ResponseBody
+    wanted: Asked
+    python: Python | None
     prepared: Prepared
     messages: Sequence[dict[str, Any]]
     store: Store
@@ -55,13 +60,14 @@ class Run:
 
     def parts(self) -> AsyncGenerator[Part, None]:
         """Of the reply."""
-        gateway, one_call = self.chosen.served.gateway, self.asked.parallel_tool_calls is False
-        return reply.parts(gateway, self.prepared.request, self.prepared.shape, one_call=one_call)
+        one_call = self.asked.parallel_tool_calls is False
+        return agent.parts(self.chosen, self.wanted, self.python, self.prepared, one_call=one_call)
 
     def add(self, part: Part) -> list[dict[str, Any]]:
         """The events of a part of the reply."""
         self.whole.add(part)
         events = self.items.add(part.deltas, self._logprobs())
+        events += [] if part.ran is None else self.items.ran(part.ran)
         return events + (self.items.finish(self.status) if part.finished is not None else [])
 
     @property
@@ -135,7 +141,8 @@ class Responses:
         asked = body.checked(ResponseBody, await body.read(request))
         messages = self._messages(asked)
         chosen = await self._context.models.open(asked.model, asked.adapter)
-        run = Run(chosen, asked, await prepared(chosen, asked.asked(messages)), messages, self._store)
+        wanted, python = self._wanted(asked, messages)
+        run = Run(chosen, asked, wanted, python, await agent.first(chosen, wanted, python), messages, self._store)
         limits = self._context.limits
         if asked.stream:
             stream = _Stream(run)
@@ -146,7 +153,8 @@ class Responses:
         """How long a prompt is."""
         asked = body.checked(ResponseBody, await body.read(request))
         chosen = await self._context.models.open(asked.model, asked.adapter)
-        prompt = await prompt_of(chosen, asked.asked(self._messages(asked)))
+        wanted, python = self._wanted(asked, self._messages(asked))
+        prompt = await prompt_of(chosen, wanted if python is None else agent.with_tool(wanted))
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt.ids)})
 
     async def retrieve(self, request: Request) -> Response:
@@ -169,6 +177,10 @@ class Responses:
         """Responses are never made in the background, so there is nothing to cancel."""
         self._kept(request)
         raise body.invalid("", "only a response in the background can be cancelled, and there are none here")
+
+    def _wanted(self, asked: ResponseBody, messages: Sequence[dict[str, Any]]) -> tuple[Asked, Python | None]:
+        """A request in the terms of all protocols, and what it may run."""
+        return asked.asked(messages), agent.wanted(self._context.python, [tool.type for tool in asked.tools or []], PYTHON_TYPES)
 
     def _messages(self, asked: ResponseBody) -> list[dict[str, Any]]:
         """The conversation: what came before, and the input."""

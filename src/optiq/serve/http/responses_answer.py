@@ -61,6 +61,24 @@ class CallItem(Answer):
     arguments: str
 
 
+class RunLogs(Answer):
+    """What a program printed, as the model read it."""
+
+    type: Literal["logs"]
+    logs: str
+
+
+class RunItem(Answer):
+    """A program that the server ran; `failed` where a limit stopped it. Each has a container of its own."""
+
+    id: str
+    type: Literal["code_interpreter_call"]
+    status: Literal["completed", "failed"]
+    code: str
+    container_id: str
+    outputs: list[RunLogs]
+
+
 class InputDetails(Answer):
     """How many tokens of the prompt were known."""
 
@@ -103,7 +121,7 @@ class ResponseObject(Answer):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[MessageItem | ReasoningItem | CallItem]
+    output: list[MessageItem | ReasoningItem | CallItem | RunItem]
     parallel_tool_calls: bool
     previous_response_id: str | None
     reasoning: dict[str, Any]

@@ -15,13 +15,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from optiq.serve.grammar import GrammarSpec
+from optiq.serve.grammar_spec import GrammarSpec
 from optiq.serve.http import openai_fields as fields
+from optiq.serve.http.agent import NAME as PYTHON
 from optiq.serve.http.asking import Asked, Thinking, ToolUse
 from optiq.serve.http.body import Body, invalid
 from optiq.serve.prompt import without_billing
 
 WITH_LOGPROBS = "message.output_text.logprobs"
+PYTHON_TYPES = ("code_interpreter", "python")  # of tools that the server runs
 SEALED = b"optiq:"  # what our `encrypted_content` begins with; it is encoded, not encrypted
 
 
@@ -45,10 +47,12 @@ class Item(Body):
     arguments: str | None = None
     output: str | list[PartField] | dict[str, Any] | None = None
     encrypted_content: str | None = None
+    code: str | None = None
+    outputs: list[dict[str, Any]] | None = None
 
 
 class ToolField(Body):
-    """A tool; of other types than `function` the model does not hear."""
+    """A tool: a function, or Python that the server runs; of other types the model does not hear."""
 
     type: str
     name: str | None = None
@@ -155,6 +159,8 @@ class ResponseBody(Body):
             return ToolUse("required", (choice.name,), several)
         if choice.type == "allowed_tools":
             return fields.allowed({"mode": choice.mode or "auto", "tools": choice.tools}, "tool_choice", several)
+        if choice.type in PYTHON_TYPES:
+            return ToolUse("required", (PYTHON,), several)
         return ToolUse(parallel=several)  # a tool of the provider's, which the model does not know
 
     def _answer(self) -> GrammarSpec | None:
@@ -205,6 +211,11 @@ def messages_of(items: Sequence[Item], stored: Callable[[str], Item | None]) -> 
             function = {"name": item.name, "arguments": item.arguments or "{}"}
             call = {"id": item.call_id or item.id or "", "type": "function", "function": function}
             _assistant(found).setdefault("tool_calls", []).append(call)
+        elif item.type == "code_interpreter_call":
+            function = {"name": PYTHON, "arguments": json.dumps({"code": item.code or ""})}
+            _assistant(found).setdefault("tool_calls", []).append({"id": item.id or "", "type": "function", "function": function})
+            logs = "\n".join(str(output.get("logs", "")) for output in item.outputs or [])
+            found.append({"role": "tool", "tool_call_id": item.id or "", "name": PYTHON, "content": logs})
         elif item.type == "function_call_output":
             found.append({"role": "tool", "tool_call_id": item.call_id or "", "content": _output(item.output)})
     return found

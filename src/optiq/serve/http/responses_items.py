@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from optiq.serve.http.agent import told
+from optiq.serve.http.reply import Ran
 from optiq.serve.http.responses_body import sealed
 from optiq.serve.parse.deltas import CallArguments, CallEnd, CallStart, Content, Delta, Reasoning
 
@@ -66,6 +68,27 @@ class Items:
                     if broken:
                         events += self.add([Content(broken)], [])
         return events
+
+    def ran(self, ran: Ran) -> list[Event]:
+        """The events of a program that the server ran."""
+        events = self.finish()
+        logs = {"type": "logs", "logs": told(ran.outcome)}
+        item: dict[str, Any] = {
+            "id": f"ci_{secrets.token_hex(12)}",
+            "type": "code_interpreter_call",
+            "status": "in_progress",
+            "code": "",
+            "container_id": f"cntr_{secrets.token_hex(12)}",  # every run has a folder of its own
+            "outputs": None,
+        }
+        self.told.append(item)
+        at = {"item_id": item["id"], "output_index": len(self.told) - 1}
+        events += [self._item("added"), {"type": "response.code_interpreter_call.in_progress", **at}]
+        events.append({"type": "response.code_interpreter_call_code.delta", **at, "delta": ran.code})
+        events.append({"type": "response.code_interpreter_call_code.done", **at, "code": ran.code})
+        events.append({"type": "response.code_interpreter_call.interpreting", **at})
+        item |= {"status": "failed" if ran.outcome.stopped else "completed", "code": ran.code, "outputs": [logs]}
+        return [*events, {"type": "response.code_interpreter_call.completed", **at}, self._item("done")]
 
     def finish(self, status: str = "completed") -> list[Event]:
         """The end of the item that is being written."""
