@@ -32,6 +32,15 @@ def test_a_file_appears_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> No
     assert target.stat().st_mode & 0o444 == 0o444 & ~files._UMASK
 
 
+def test_a_lock_has_one_holder_until_that_closes_it(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    first, second = (os.open(tmp_path / "lock", os.O_RDWR) for _ in range(2))
+    assert files.lock(first) and files.lock(first) and not files.lock(second)
+    os.close(first)
+    assert files.lock(second)
+    os.close(second)
+
+
 def test_half_a_surrogate_pair_is_written_and_read(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"schema": 1, "\ud800é": ["\udc80", "\\ud800"]})
     assert files.read_json(tmp_path / "a.json") == {"schema": 1, "\ud800é": ["\udc80", "\\ud800"]}

@@ -151,6 +151,20 @@ def sweep(path: str | os.PathLike[str]) -> list[Path]:
     return removed
 
 
+def lock(descriptor: int) -> bool:
+    """Lock an open file or directory for this process until it is closed: False where another holder has it.
+
+    A file system that knows no locks lets everybody in.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def read_json(path: str | os.PathLike[str], what: str = "file", schema: int | None = 1) -> dict[str, Any]:
     """Read a JSON object and check its ``schema`` field.
 

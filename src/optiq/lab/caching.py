@@ -5,7 +5,6 @@ kv/<key>/{kv_sensitivity,kv_curve}.json -> a budget -> optiq kv-cache --from -> 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from optiq.errors import FormatError
 from optiq.lab.curve import Curve, of_caches
 from optiq.lab.jobs.job import Job, State
 from optiq.lab.jobs.queue import Queue
-from optiq.lab.place import Place, slug
+from optiq.lab.place import Place, key_of, slug
 from optiq.lab.text import line
+from optiq.lab.words import given
 
 MEASURE, MAKE = "measure caches", "make a cache recipe"  # what a job's facts call it
 SIDES = ("keys", "values")
@@ -42,9 +42,7 @@ class Form:
         """As flags."""
         found = ["--candidate-bits", self.widths.replace(" ", "")]
         found += ["--scheme", self.scheme] if self.scheme != "best" else []
-        for flag, value in (("--n-samples", self.rows), ("--seq-len", self.length)):
-            found += [flag, value.strip()] if value.strip() else []
-        return found
+        return found + given(("--n-samples", self.rows), ("--seq-len", self.length))
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """Where damages are kept, a directory that belongs to the model alone."""
-        digest = hashlib.sha256(self.model.encode("utf-8", "replace")).hexdigest()[:8]
-        return self.place.folder("kv") / f"{slug(Path(self.model).name)}-{digest}"
+        return self.place.folder("kv") / key_of(self.model)
 
     @property
     def measured(self) -> bool:

@@ -16,6 +16,7 @@ from optiq import files
 from optiq.errors import OptiqError
 from optiq.lab.place import Place, slug
 from optiq.lab.text import line
+from optiq.lab.words import given
 
 TEXT, MEASURE = "compare texts", "compare models"  # what a job's facts call it
 MOST_SIDES = 3
@@ -70,8 +71,7 @@ class Form:
     def text_words(self, side: Side) -> list[str]:
         """The command that lets one side write."""
         found = ["generate", *side.words(), "--prompt", self.prompt, "--seed", self.seed.strip() or "0"]
-        for flag, value in (("--temp", self.temperature), ("--max-tokens", self.tokens)):
-            found += [flag, value.strip()] if value.strip() else []
+        found += given(("--temp", self.temperature), ("--max-tokens", self.tokens))
         return found if self.thinking else [*found, "--no-thinking"]
 
     def measure_words(self, place: Place, output: Path) -> list[str]:

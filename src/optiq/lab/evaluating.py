@@ -13,6 +13,7 @@ from typing import Any
 from optiq import files
 from optiq.errors import OptiqError
 from optiq.lab.place import Place, slug
+from optiq.lab.words import given
 
 EVALUATE = "evaluate"  # what a job's facts call it
 CAPABILITY = "capability"
@@ -59,8 +60,7 @@ class Form:
         else:
             texts += [("--baseline", self.baseline), ("--reference", self.reference)]
             texts += [("--kv-bits", self.kv_bits), ("--kv-config", self.kv_config)]
-        for flag, value in texts:
-            found += [flag, value.strip()] if value.strip() else []
+        found += given(*texts)
         for option in self.options.split():
             found += ["--option", option]
         if self.served and (not self.tasks or "mmlu" in self.tasks):

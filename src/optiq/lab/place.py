@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -10,6 +10,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
+from optiq import files
 from optiq.errors import InputError, ResourceError
 
 DEFAULT = Path("~/.optiq/lab")
@@ -46,13 +47,9 @@ class Place:
             ResourceError: another one runs here.
         """
         held = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)  # closed, and so released, by the process's end
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.lock(held):
             os.close(held)
-            raise ResourceError(f"another workbench runs on {self.root}; use its page, or choose another --data") from None
-        except OSError:
-            pass  # a file system without locks
+            raise ResourceError(f"another workbench runs on {self.root}; use its page, or choose another --data")
 
     @property
     def database(self) -> Path:
@@ -83,6 +80,11 @@ def slug(name: str) -> str:
     """A name for a file or a folder out of any text: letters, digits, '.', '_', '-', at most 80."""
     kept = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
     return kept[:80].rstrip("-.") or "model"
+
+
+def key_of(model: str) -> str:
+    """A name for what belongs to one model alone, out of its path or hub id."""
+    return f"{slug(Path(model).name)}-{hashlib.sha256(model.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def free_name(folder: Path, name: str, suffix: str = "", given: Container[str] = ()) -> Path:

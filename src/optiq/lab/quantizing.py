@@ -5,7 +5,6 @@ measure -> measured/<key>/sensitivity.json -> optiq plan --curve -> measured/<ke
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from optiq.lab.jobs.job import Job, State
 from optiq.lab.jobs.queue import Queue
-from optiq.lab.place import Place, slug
+from optiq.lab.place import Place, key_of, slug
 
 MEASURE, CONVERT = "measure", "convert"  # what a job's facts call it
 
@@ -56,8 +55,7 @@ class Study:
     @classmethod
     def of(cls, place: Place, model: str) -> Study:
         """The study of a model."""
-        digest = hashlib.sha256(model.encode("utf-8", "replace")).hexdigest()[:8]
-        return cls(place, model, f"{slug(Path(model).name)}-{digest}")
+        return cls(place, model, key_of(model))
 
     @property
     def folder(self) -> Path:

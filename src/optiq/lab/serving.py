@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from optiq.lab.words import given
+
 PORT = 8080
 
 
@@ -32,8 +34,8 @@ class Form:
         found = ["serve", self.model, "--port", str(self.port)]
         found += ["--mtp"] if self.mtp else []
         found += {"on": ["--thinking"], "off": ["--no-thinking"]}.get(self.thinking, [])
-        found += ["--tools", self.tools] if self.tools else []
-        for flag, value in (
+        found += given(
+            ("--tools", self.tools),
             ("--preset", self.preset),
             ("--kv-bits", self.kv),
             ("--kv-config", self.kv_config),
@@ -41,8 +43,7 @@ class Form:
             ("--max-tokens", self.max_tokens),
             ("--max-concurrent", self.max_concurrent),
             ("--memory-gb", self.memory_gb),
-        ):
-            found += [flag, value.strip()] if value.strip() else []
+        )
         for adapter in self.adapters:
             found += ["--adapter", adapter]
         return found + (["--adapter-dir", self.adapter_dir] if self.adapter_dir else [])

@@ -15,6 +15,7 @@ from optiq import files
 from optiq.errors import OptiqError
 from optiq.lab.place import Place, slug
 from optiq.lab.text import line
+from optiq.lab.words import given
 
 TRAIN, MERGE, FUSE = "train", "merge", "fuse"  # what a job's facts call it
 CONFIG = "adapter_config.json"
@@ -60,7 +61,7 @@ class Form:
         """What the check and the training share: all that decides which tokens are read."""
         found = [self.model or "MODEL", "--data", self.data or "DATA"]
         found += ["--method", self.method] if self.method != "sft" else []
-        found += ["--max-seq-length", self.length.strip()] if self.length.strip() else []
+        found += given(("--max-seq-length", self.length))
         return found + ([] if self.mask_prompt else ["--no-mask-prompt"])
 
     def check_words(self) -> list[str]:
@@ -76,7 +77,7 @@ class Form:
         """The command that trains."""
         found = ["lora", "train", *self._common()]
         found += ["--preset", self.preset] if self.preset not in ("", "default") else []
-        for flag, value in (
+        found += given(
             ("--rank", self.rank),
             ("--iters", self.iters),
             ("--num-epochs", "" if self.iters.strip() else self.epochs),
@@ -91,8 +92,7 @@ class Form:
             ("--steps-per-eval", self.eval_every),
             ("--steps-per-save", self.save_every),
             ("--seed", self.seed),
-        ):
-            found += [flag, value.strip()] if value.strip() else []
+        )
         found += ["--use-dora"] if self.dora else []
         found += ["--use-rslora"] if self.rslora else []
         return [*found, "-o", str(output)]

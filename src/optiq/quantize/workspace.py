@@ -6,7 +6,6 @@ fresh, several conversions can share one directory, and a killed run goes on by 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -60,13 +59,9 @@ class Workspace:
             lock = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise InputError(f"cannot make the work directory {path}: {error.strerror}; choose another -o or --work.") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.lock(lock):
             os.close(lock)
-            raise ResourceError(f"another conversion is at work in {path}; wait for it, or choose another -o or --work") from None
-        except OSError:
-            pass  # a file system without locks
+            raise ResourceError(f"another conversion is at work in {path}; wait for it, or choose another -o or --work")
         if not settings.resume:
             for entry in places.stage_files(path):
                 shutil.rmtree(entry)

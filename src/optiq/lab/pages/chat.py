@@ -11,7 +11,7 @@ from optiq.lab import client
 from optiq.lab.chat.request import Settings, body
 from optiq.lab.chat.store import Chat, Chats, Message
 from optiq.lab.client import Reply, Served
-from optiq.lab.pages.frame import frame
+from optiq.lab.pages.frame import opened
 from optiq.lab.parts.chatlist import ChatList
 from optiq.lab.parts.chatsettings import ChatSettings
 from optiq.lab.parts.composer import Composer
@@ -35,10 +35,7 @@ def register(bench: Workbench) -> None:
 
     @ui.page("/chat")
     async def chat(id: int = 0) -> None:
-        with frame(bench, "Chat", ABOUT, wide=True):
-            screen = _Screen(bench, chats)
-        await ui.context.client.connected()
-        await bench.library.ready()
+        screen = await opened(bench, "Chat", ABOUT, lambda: _Screen(bench, chats), wide=True)
         screen.start(id)
 
 

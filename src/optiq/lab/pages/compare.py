@@ -15,7 +15,7 @@ from optiq.lab.caching import recipe_folders
 from optiq.lab.comparing import CACHES, MEASURE, MOST_SIDES, TEXT, Comparison, Form, Side, comparisons
 from optiq.lab.jobs.job import Job
 from optiq.lab.jobs.log import Log
-from optiq.lab.pages.frame import frame
+from optiq.lab.pages.frame import opened
 from optiq.lab.parts.command import CommandBox
 from optiq.lab.parts.comparison import comparison_view
 from optiq.lab.parts.elements import box, button, folded, heading, paragraph, say, section
@@ -36,10 +36,8 @@ def register(bench: Workbench) -> None:
     @ui.page("/compare")
     async def compare(model: str = "", other: str = "", third: str = "", adapter: str = "", kv: str = "") -> None:
         second = Side(other or (model if adapter or kv else ""), adapter, kv)
-        with frame(bench, "Compare", ABOUT):
-            screen = _Screen(bench, Form([Side(model), second, Side(third)]))
-        await ui.context.client.connected()
-        await bench.library.ready()
+        form = Form([Side(model), second, Side(third)])
+        screen = await opened(bench, "Compare", ABOUT, lambda: _Screen(bench, form))
         screen.renew_pickers()
 
 

@@ -14,7 +14,7 @@ from optiq.lab import client
 from optiq.lab.evaluating import CAPABILITY, EVALUATE, Form, Report, percent, reports, score
 from optiq.lab.jobs.job import Job
 from optiq.lab.jobs.log import Log
-from optiq.lab.pages.frame import frame
+from optiq.lab.pages.frame import opened
 from optiq.lab.parts import charts
 from optiq.lab.parts.elements import box, button, folded, paragraph, section, table, words
 from optiq.lab.parts.fields import Fields
@@ -33,10 +33,7 @@ def register(bench: Workbench) -> None:
 
     @ui.page("/evaluate")
     async def evaluate(model: str = "", baseline: str = "") -> None:
-        with frame(bench, "Evaluate", ABOUT):
-            screen = _Screen(bench, Form(model=model, baseline=baseline))
-        await ui.context.client.connected()
-        await bench.library.ready()
+        screen = await opened(bench, "Evaluate", ABOUT, lambda: _Screen(bench, Form(model=model, baseline=baseline)))
         await screen.start()
 
 

@@ -14,7 +14,7 @@ from optiq.errors import OptiqError
 from optiq.lab.ask import ask
 from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.log import Log
-from optiq.lab.pages.frame import frame
+from optiq.lab.pages.frame import opened
 from optiq.lab.parts.command import CommandBox
 from optiq.lab.parts.elements import box, button, folded, heading, link_button, note, paragraph, say, section, size, table, words
 from optiq.lab.parts.examples import examples
@@ -51,10 +51,7 @@ def register(bench: Workbench) -> None:
 
     @ui.page("/fine-tune")
     async def fine_tune(model: str = "") -> None:
-        with frame(bench, "Fine-tune", ABOUT):
-            screen = _Screen(bench, model)
-        await ui.context.client.connected()
-        await bench.library.ready()
+        screen = await opened(bench, "Fine-tune", ABOUT, lambda: _Screen(bench, model))
         screen.picker.renew()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from nicegui import ui
 
@@ -12,6 +13,7 @@ from optiq.lab.pages.navigation import SCREENS
 from optiq.lab.parts.elements import box, heading, paragraph, words
 from optiq.lab.workbench import Workbench
 
+T = TypeVar("T")
 THEMES = {"auto": None, "light": False, "dark": True}
 NEXT_THEME = {"auto": "light", "light": "dark", "dark": "auto"}
 THEME_ICONS = {"auto": "brightness_auto", "light": "light_mode", "dark": "dark_mode"}
@@ -36,6 +38,15 @@ def frame(bench: Workbench, title: str, about: str = "", wide: bool = False) -> 
             if about:
                 paragraph(about, "soft about")
             yield inside
+
+
+async def opened(bench: Workbench, title: str, about: str, draw: Callable[[], T], wide: bool = False) -> T:
+    """A page whose frame holds what ``draw`` draws; it is with the user, and the models are read, when this returns."""
+    with frame(bench, title, about, wide):
+        drawn = draw()
+    await ui.context.client.connected()
+    await bench.library.ready()
+    return drawn
 
 
 def _menu(bench: Workbench, title: str) -> None:

@@ -14,7 +14,7 @@ from optiq.errors import OptiqError
 from optiq.lab.caching import MAKE, MEASURE, SCHEMES, Form, Study
 from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.log import Log
-from optiq.lab.pages.frame import frame
+from optiq.lab.pages.frame import opened
 from optiq.lab.parts import charts
 from optiq.lab.parts.cachedamage import cache_damage
 from optiq.lab.parts.elements import box, figures, folded, link_button, note, paragraph, section, size, table, words
@@ -33,10 +33,7 @@ def register(bench: Workbench) -> None:
 
     @ui.page("/kv-cache")
     async def kv_cache(model: str = "") -> None:
-        with frame(bench, "KV cache", ABOUT):
-            screen = _Screen(bench, model)
-        await ui.context.client.connected()
-        await bench.library.ready()
+        screen = await opened(bench, "KV cache", ABOUT, lambda: _Screen(bench, model))
         screen.picker.renew()
         screen.open(model)
 

@@ -18,7 +18,7 @@ from optiq.lab.curve import of_weights
 from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.log import Log
 from optiq.lab.outputs import Output
-from optiq.lab.pages.frame import frame
+from optiq.lab.pages.frame import opened
 from optiq.lab.parts import charts
 from optiq.lab.parts.command import CommandBox
 from optiq.lab.parts.elements import box, button, figures, folded, link_button, note, paragraph, say, section, size, table, words
@@ -38,10 +38,7 @@ def register(bench: Workbench) -> None:
 
     @ui.page("/quantize")
     async def quantize(model: str = "") -> None:
-        with frame(bench, "Quantize", ABOUT):
-            screen = _Screen(bench, model)
-        await ui.context.client.connected()
-        await bench.library.ready()
+        screen = await opened(bench, "Quantize", ABOUT, lambda: _Screen(bench, model))
         screen.picker.renew()
         await screen.open(model)
 

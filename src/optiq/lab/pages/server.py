@@ -14,7 +14,7 @@ from nicegui import ui
 from optiq.errors import OptiqError
 from optiq.lab import client
 from optiq.lab.client import Served
-from optiq.lab.pages.frame import frame
+from optiq.lab.pages.frame import opened
 from optiq.lab.parts.command import CommandBox
 from optiq.lab.parts.elements import box, button, figures, folded, heading, link_button, paragraph, say, section, size, words
 from optiq.lab.parts.jobview import JobView
@@ -35,10 +35,7 @@ def register(bench: Workbench) -> None:
 
     @ui.page("/server")
     async def server(model: str = "", adapter: str = "") -> None:
-        with frame(bench, "Server", ABOUT):
-            screen = _Screen(bench, model, adapter)
-        await ui.context.client.connected()
-        await bench.library.ready()
+        screen = await opened(bench, "Server", ABOUT, lambda: _Screen(bench, model, adapter))
         screen.picker.renew()
 
 
