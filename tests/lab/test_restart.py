@@ -47,6 +47,7 @@ def test_a_job_outlives_the_workbench_and_resumes_in_the_next(
     page.get_by_label("Widths to choose from").fill("4,8")
     page.get_by_label("Calibration rows per domain").fill("2")
     page.get_by_role("button", name="Measure", exact=True).click()
+    page.locator(".state", has_text="runs").wait_for()
     until(lambda: _job(first).state is State.RUNNING and "forward" in _stages(_job(first)), 600)
     pid = _job(first).pid
     assert pid is not None

@@ -59,8 +59,8 @@ class JobView:
             with lines:
                 self._lines = words("", "code")
         self._renew()
-        if self._was_open:
-            self._timer = ui.timer(RENEW_S, self._renew)
+        if job.state is not State.DONE:  # one that ended early may be resumed
+            ui.timer(RENEW_S, self._renew)
 
     def _renew(self) -> None:
         try:
