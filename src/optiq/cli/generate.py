@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optiq.events import Events
+from optiq.files import user_path
 
 if TYPE_CHECKING:
     from optiq.generate.conversation import Conversation, Prompt
@@ -279,7 +280,7 @@ def _adapted(model: Any, folder: str | None) -> Callable[[], AbstractContextMana
     if folder is None:
         return nullcontext
     mounted = Mounted(model)
-    mounted.mount("adapter", load_adapter(Path(folder).expanduser(), model))
+    mounted.mount("adapter", load_adapter(user_path(folder), model))
     return lambda: mounted.rows(["adapter"])
 
 
