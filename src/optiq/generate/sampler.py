@@ -205,7 +205,8 @@ def _draw_top(samplers: Sequence[Sampler], x: mx.array) -> mx.array:
     # 23 bits: in float32 the product then stays below the sum, and so within the candidates.
     shares = [int(sampler.uniform() * (1 << 23)) / (1 << 23) for sampler in samplers]
     place = (sums <= mx.array(shares, mx.float32)[:, None] * sums[:, -1:]).sum(-1, keepdims=True)
-    return mx.take_along_axis(ids, place, -1)[:, 0].astype(mx.uint32)
+    last = ids.shape[-1] - 1  # beyond which nothing may be read, though logits be no numbers
+    return mx.take_along_axis(ids, mx.minimum(place, last), -1)[:, 0].astype(mx.uint32)
 
 
 def _draw_full(samplers: Sequence[Sampler], x: mx.array) -> mx.array:
