@@ -252,6 +252,13 @@ def test_a_temperature_that_float32_does_not_know_takes_the_likeliest(temperatur
     assert [sampler(LOGITS).item() for _ in range(5)] == [1] * 5
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [0, 1e-320, 1.0])
+def test_a_repetition_penalty_that_float32_does_not_know_repeats(temperature: float) -> None:
+    sampler = Sampler(Sampling(temperature=temperature, repetition_penalty=1e-320), prompt=[3])
+    assert [sampler(LOGITS).item() for _ in range(3)] == [3] * 3
+
+
 def test_logits_that_are_no_numbers_give_no_token_beyond_the_vocabulary() -> None:
     logits = mx.full((4,), math.nan)
     assert Sampler(Sampling(temperature=1.0, top_k=2, top_p=0.9))(logits).item() < 4

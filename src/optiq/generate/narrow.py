@@ -111,7 +111,8 @@ def full_weights(x: NDArray[np.float32], settings: Sampling) -> NDArray[np.float
         raise ModelError(
             f"the model's largest logit is {most}, expected a finite number; its weights are damaged, get them again"
         )
-    weights = np.exp((x - most) / np.float32(_temperature(settings)))
+    with np.errstate(over="ignore"):  # far below the largest: -inf, a weight of 0
+        weights = np.exp((x - most) / np.float32(_temperature(settings)))
     floor = np.float32(settings.min_p)
     if settings.top_p < 1:
         floor = max(floor, _least_weight(weights, settings.top_p))

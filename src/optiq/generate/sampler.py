@@ -35,6 +35,7 @@ from optiq.kernels.argmax import argmax
 
 Mask = NDArray[np.bool_]  # [V], which tokens may come
 
+LEAST_PENALTY = 1e-6  # of repetition: decides as any smaller one does, and no logit divided by it leaves float32
 _BITS = (1 << 64) - 1
 
 
@@ -244,7 +245,7 @@ def adjusted(samplers: Sequence[Sampler], logits: mx.array, masks: Sequence[Mask
     )
     rows, ids, _ = _places(x, samplers, "repetition_penalty", neutral=1)
     if rows.size:
-        value, rate = x[rows, ids], rates[rows]
+        value, rate = x[rows, ids], mx.maximum(rates[rows], LEAST_PENALTY)
         x[rows, ids] = mx.where(value > 0, value / rate, value * rate)
     rows, ids, _ = _places(x, samplers, "presence_penalty")
     if rows.size:
