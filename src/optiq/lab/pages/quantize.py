@@ -14,12 +14,8 @@ from nicegui.events import ValueChangeEventArguments
 
 from optiq.errors import OptiqError
 from optiq.lab.ask import ask
-<<<<<<< HEAD
 from optiq.lab.curve import of_weights
-from optiq.lab.jobs.job import OPEN, Job
-=======
 from optiq.lab.jobs.job import OPEN, RESUMABLE, Job
->>>>>>> story
 from optiq.lab.jobs.log import Log
 from optiq.lab.outputs import Output
 from optiq.lab.pages.frame import opened

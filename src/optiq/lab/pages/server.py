@@ -34,7 +34,7 @@ def register(bench: Workbench) -> None:
     """Put the screen at its address."""
 
     @ui.page("/server")
-async def server(model: str = "", adapter: str = "", kv: str = "") -> None:
+    async def server(model: str = "", adapter: str = "", kv: str = "") -> None:
         adapters = [adapter] if adapter else []
         form = Form(model=model, kv_config=kv, adapters=adapters, adapter_dir=str(bench.place.folder("adapters")))
         screen = await opened(bench, "Server", ABOUT, lambda: _Screen(bench, form))
