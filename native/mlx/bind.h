@@ -30,6 +30,7 @@ void bind_delta_rule(nanobind::module_& module);
 void bind_quantized(nanobind::module_& module);
 void bind_attention(nanobind::module_& module);
 void bind_embedding(nanobind::module_& module);
+void bind_feedback(nanobind::module_& module);
 void bind_gates(nanobind::module_& module);
 void bind_largest(nanobind::module_& module);
 void bind_loss(nanobind::module_& module);

@@ -35,6 +35,7 @@ NB_MODULE(_native, m) {
     optiq::bind_quantized(m);
     optiq::bind_attention(m);
     optiq::bind_embedding(m);
+    optiq::bind_feedback(m);
     optiq::bind_gates(m);
     optiq::bind_largest(m);
     optiq::bind_loss(m);

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from optiq.kernels.affine import Coded
+from optiq.kernels.feedback import round_columns
 from optiq.quantize.encoders.refit import refit
 from optiq.quantize.encoders.search import fit_groups
 
@@ -78,7 +79,8 @@ def inverse_factor(gram: mx.array) -> mx.array:
 
 
 def _feedback(rows: mx.array, factor: mx.array, bits: int, group_size: int, dtype: mx.Dtype) -> Coded:
-    pivots = np.array(mx.diagonal(factor))
+    top = float(2**bits - 1)
+    inverse = mx.array(1.0 / np.array(mx.diagonal(factor)))
     h = 1.0 / mx.diagonal(factor).square()
     codes, scales, biases = [], [], []
     width = rows.shape[1]
@@ -88,30 +90,15 @@ def _feedback(rows: mx.array, factor: mx.array, bits: int, group_size: int, dtyp
         for i in range(first, last, group_size):
             j = i + group_size
             _, s, b = fit_groups(block[:, None, :group_size], h[None, i:j], bits, dtype)
-            found, errors = _round(block[:, :group_size], s[:, 0], b[:, 0], factor[i:j, i:j], pivots[i:j], bits)
+            found, errors = round_columns(block[:, :group_size], s[:, 0], b[:, 0], factor[i:j, i:j], inverse[i:j], top)
             block = block[:, group_size:] - errors @ factor[i:j, j:last]
             mx.eval(block, errors, s, b, found)
-            codes += found
+            codes.append(found)
             scales.append(s[:, 0])
             biases.append(b[:, 0])
             carried.append(errors)
         if last < width:
             rows = rows[:, last - first :] - mx.concatenate(carried, axis=1) @ factor[first:last, last:]
             mx.eval(rows)
-    stacked = mx.stack(codes, axis=1).astype(mx.uint32)
+    stacked = mx.concatenate(codes, axis=1).astype(mx.uint32)
     return Coded(stacked, mx.stack(scales, axis=1), mx.stack(biases, axis=1), bits, group_size)
-
-
-def _round(
-    block: mx.array, s: mx.array, b: mx.array, triangle: mx.array, pivots: np.ndarray, bits: int
-) -> tuple[list[mx.array], mx.array]:
-    """Codes of a group's columns [O] each, and their errors [O, g]; each column takes in the errors of those before it."""
-    codes, errors = [], []
-    for k, pivot in enumerate(pivots):
-        w = block[:, 0]
-        q = mx.clip(mx.round((w - b) / s), 0.0, float(2**bits - 1))
-        error = (w - (q * s + b)) * float(1.0 / pivot)
-        block = block[:, 1:] - error[:, None] * triangle[k, k + 1 :]
-        codes.append(q)
-        errors.append(error)
-    return codes, mx.stack(errors, axis=1)

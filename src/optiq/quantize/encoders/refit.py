@@ -15,6 +15,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from optiq.kernels.affine import Coded, rounded
+from optiq.kernels.feedback import step_columns
 
 SWEEPS = 2
 BLOCK_COLUMNS = 1024  # a multiple of every group size; a change reaches the columns of its block at once, the others per block
@@ -42,7 +43,7 @@ def refit(weight: mx.array, coded: Coded, gram: mx.array, dtype: mx.Dtype, sweep
             local = gram[i:j, i:j]
             codes, scale, bias = parts[i // g]
             before = codes * scale[:, None] + bias[:, None]
-            codes, r = _step_codes(codes, scale, inside[:, i - first : j - first], local, top)
+            codes, r = step_columns(codes, scale, inside[:, i - first : j - first], local, top)
             scale, bias, r = _step_scale(codes, scale, bias, r, local, dtype)
             changes.append(codes * scale[:, None] + bias[:, None] - before)
             inside = inside - changes[-1] @ gram[i:j, first:last]
@@ -55,18 +56,6 @@ def refit(weight: mx.array, coded: Coded, gram: mx.array, dtype: mx.Dtype, sweep
     stacked = mx.concatenate([part[0] for part in parts], axis=1).astype(mx.uint32)
     scales, biases = (mx.stack([part[n] for part in parts], axis=1) for n in (1, 2))
     return Coded(stacked, scales, biases, coded.bits, g)
-
-
-def _step_codes(codes: mx.array, scale: mx.array, r: mx.array, local: mx.array, top: float) -> tuple[mx.array, mx.array]:
-    """One coordinate step per column of a group; an exact minimiser on the grid never raises the objective."""
-    columns = []
-    diagonal = mx.diagonal(local)
-    for j in range(codes.shape[1]):
-        old = codes[:, j]
-        new = mx.clip(mx.round(old + r[:, j] / (diagonal[j] * scale)), 0.0, top)
-        r = r - ((new - old) * scale)[:, None] * local[j]
-        columns.append(new)
-    return mx.stack(columns, axis=1), r
 
 
 def _step_scale(
