@@ -88,3 +88,29 @@ def test_what_no_run_can_be_asked_is_one_line(words: list[str], message: str, ca
 def test_a_negative_number_of_samples_to_show_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lora", "check", str(TINY), "--data", "/no/data", "--show", "-1"]) == 2
     assert capsys.readouterr().err == "optiq: error: --show -1: expected at least 0\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "overwrite", "message"),
+    [
+        ("data", False, "holds the data train.jsonl, where the log would be written"),
+        ("data", True, "holds the data train.jsonl, where the log would be written"),
+        (".", True, "is or holds the model"),
+        ("model", True, "is or holds the model"),
+        ("mine", True, "holds other files than an adapter's, so --overwrite does not replace it"),
+        ("mine/thesis.txt", True, "is a file, expected a directory"),
+    ],
+)
+def test_nobodys_files_are_replaced_by_an_adapter(
+    tmp_path: Path, output: str, overwrite: bool, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder(tmp_path / "data", 3, 1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    words = ["train", tmp_path / "model", "--data", data, "-o", tmp_path / output, *(["--overwrite"] if overwrite else [])]
+    code, failed = run(capsys, *words)
+    assert code == 2 and message in failed["error"]["message"]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
