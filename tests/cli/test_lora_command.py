@@ -114,3 +114,9 @@ def test_nobodys_files_are_replaced_by_an_adapter(
     code, failed = run(capsys, *words)
     assert code == 2 and message in failed["error"]["message"]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_merged_adapter_is_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("precious")
+    code, failed = run(capsys, "merge", tmp_path, "--model", "/no/model", "-o", tmp_path / "file")
+    assert code == 2 and "is a file, expected a directory; choose another -o" in failed["error"]["message"]

@@ -211,6 +211,8 @@ def _merge(args: argparse.Namespace, events: Events) -> int:
     from optiq.models.load import load_modules
 
     output = user_path(args.output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file, expected a directory; choose another -o")
     if save.present(output) and not args.overwrite:
         raise InputError(f"{output} holds an adapter already; choose another -o, or use --overwrite")
     try:
