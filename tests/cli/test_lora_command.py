@@ -64,3 +64,59 @@ def test_the_longest_sequence_is_measured(capsys: pytest.CaptureFixture[str], mo
     _, found = run(capsys, *words, "--find-max-length")
     assert [step[0] for step in found["steps"]] == [16, 32, 64] and found["length"] >= 64
     assert found["steps"][0][1] < found["steps"][-1][1] < found["available_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target-modules", ","], "--target-modules names none, expected ends of layers' paths, or all"),
+        (["--seed", "-1"], "--seed -1: expected a whole number from 0 to 9223372036854775807"),
+        (["--seed", str(1 << 63)], "--seed 9223372036854775808: expected a whole number from 0 to"),
+        (["--clip", "nan"], "--clip nan: expected at least 0"),
+        (["--clip", "-1"], "--clip -1.0: expected at least 0"),
+        (["--weight-decay", "inf"], "--weight-decay inf: expected at least 0"),
+        (["--warmup-iters", "-1"], "--warmup-iters -1: expected at least 0"),
+        (["--early-stopping-patience", "-1"], "--early-stopping-patience -1: expected at least 0"),
+        (["--early-stopping-min-delta", "nan"], "--early-stopping-min-delta nan: expected at least 0"),
+    ],
+)
+def test_what_no_run_can_be_asked_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lora", "train", "/no/model", "--data", "/no/data", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"optiq: error: {message}")
+
+
+def test_a_negative_number_of_samples_to_show_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lora", "check", str(TINY), "--data", "/no/data", "--show", "-1"]) == 2
+    assert capsys.readouterr().err == "optiq: error: --show -1: expected at least 0\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "overwrite", "message"),
+    [
+        ("data", False, "holds the data train.jsonl, where the log would be written"),
+        ("data", True, "holds the data train.jsonl, where the log would be written"),
+        (".", True, "is or holds the model"),
+        ("model", True, "is or holds the model"),
+        ("mine", True, "holds other files than an adapter's, so --overwrite does not replace it"),
+        ("mine/thesis.txt", True, "is a file, expected a directory"),
+    ],
+)
+def test_nobodys_files_are_replaced_by_an_adapter(
+    tmp_path: Path, output: str, overwrite: bool, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = folder(tmp_path / "data", 3, 1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    words = ["train", tmp_path / "model", "--data", data, "-o", tmp_path / output, *(["--overwrite"] if overwrite else [])]
+    code, failed = run(capsys, *words)
+    assert code == 2 and message in failed["error"]["message"]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_merged_adapter_is_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("precious")
+    code, failed = run(capsys, "merge", tmp_path, "--model", "/no/model", "-o", tmp_path / "file")
+    assert code == 2 and "is a file, expected a directory; choose another -o" in failed["error"]["message"]

@@ -204,3 +204,17 @@ def _metrics(client):
 def _engine(child):
     """The process id of a server's engine."""
     return int(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()[-1])
+
+
+@pytest.mark.parametrize(
+    "words", [("--memory-gb", "nan"), ("--max-body-mb", "inf"), ("--drain-s", "nan"), ("--idle-s", "-1")], ids=str
+)
+def test_amounts_that_are_none_are_one_line(words, capsys):
+    assert edge.main(["serve", "/no/model", *words]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"optiq: error: {words[0]} is {words[1]}, expected at least 0 and at most 1e+09")
+
+
+def test_a_host_that_no_address_can_have_is_one_line(capsys):
+    assert edge.main(["serve", str(TINY), "--host", "bogus..host", "--api-key", "k"]) == 2
+    assert capsys.readouterr().err.startswith("optiq: error: --host bogus..host is not an address of this machine (")

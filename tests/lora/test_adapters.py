@@ -98,6 +98,7 @@ A = f"base_model.model.{Q.removeprefix('language_model.')}.lora_A.weight"
         (lambda p: retell(p, bias="all"), FormatError, "bias is 'all', which is not supported"),
         (lambda p: retell(p, modules_to_save=["lm_head"]), FormatError, r"modules_to_save is \['lm_head'\], which is not"),
         (lambda p: retell(p, r="many"), FormatError, "r is 'many', expected a whole number of at least 1"),
+        (lambda p: retell(p, rank_pattern=5), FormatError, "rank_pattern is 5, expected an object"),
         (lambda p: retell(p, lora_alpha=None), FormatError, "lora_alpha is None, expected a number"),
         (lambda p: retell(p, r=8), InputError, r"q_proj\.lora_A\.weight has shape \(4, 256\), expected \(8, 256\)"),
         (lambda p: retell(p, use_dora=True), FormatError, r"q_proj\.lora_magnitude_vector is missing"),

@@ -80,3 +80,17 @@ def test_the_divergence_of_a_fused_model_is_measured(tmp_path: Path) -> None:
     done = fuse(TINY, model, load_adapter(tmp_path / "a", model), tmp_path / "fused")
     assert done.kl is not None and 0 <= float(str(done.kl["mean"])) < 1e-3
     assert (tmp_path / "fused" / "optiq" / "fused.json").is_file()
+
+
+@pytest.mark.parametrize("place", ["model", ".", "a", "mine"])
+def test_nobodys_files_are_replaced_by_a_fused_model(tmp_path: Path, place: str) -> None:
+    source = random_models.write(tmp_path / "model", "llama")
+    model, _ = load_modules(source)
+    write_peft(tmp_path / "a", model, paths(model, "q_proj"))
+    (tmp_path / "a" / "config.json").write_text("{}")  # as if it were a model too
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="is or holds the (model|adapter)|is not a model directory"):
+        fuse(source, model, load_adapter(tmp_path / "a", model), tmp_path / place, overwrite=True)
+    assert sorted(path for path in tmp_path.rglob("*")) == before

@@ -102,6 +102,8 @@ def test_what_cannot_be_added_up_is_refused(plain: Any, tmp_path: Path) -> None:
         combined([adapter], [1.0])
     with pytest.raises(InputError, match="--scales has 2 numbers for 1 adapters"):
         combined([adapter], [1.0, 2.0])
+    with pytest.raises(InputError, match="--scales are nan, expected finite numbers"):
+        combined([adapter], [float("nan")])
 
 
 def test_a_directory_describes_itself(plain: Any, tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def _ceiling(args: argparse.Namespace, events: Events) -> int:
 
 def _check(args: argparse.Namespace, events: Events) -> int:
     from optiq.cli.output import show
+    from optiq.errors import InputError
     from optiq.lora import corpus
     from optiq.lora.settings import Settings
     from optiq.models.chat import load_tokenizer
@@ -124,6 +125,8 @@ def _check(args: argparse.Namespace, events: Events) -> int:
         mask_prompt=args.mask_prompt,
         all_turns=args.all_turns,
     )
+    if args.show < 0:
+        raise InputError(f"--show {args.show}: expected at least 0")
     tokenizer = load_tokenizer(resolve(args.model))
     found = corpus.load(asked, tokenizer)
     data: dict[str, Any] = {"train": found.train.facts(), "valid": found.valid.facts() if found.valid else None}
@@ -208,6 +211,8 @@ def _merge(args: argparse.Namespace, events: Events) -> int:
     from optiq.models.load import load_modules
 
     output = user_path(args.output)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file, expected a directory; choose another -o")
     if save.present(output) and not args.overwrite:
         raise InputError(f"{output} holds an adapter already; choose another -o, or use --overwrite")
     try:

@@ -24,6 +24,8 @@ examples:
 """
 KEY_VARIABLE = "OPTIQ_API_KEY"
 
+MOST = 1e9  # of tokens, GB, MB and seconds alike; more is a slip
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments."""
@@ -163,8 +165,8 @@ def _setup(args: argparse.Namespace, events: Events) -> Setup:
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected a whole number of at least 1")
     for name in ("context", "memory_gb", "prefix_gb", "drain_s", "max_body_mb", "idle_s"):
-        if (getattr(args, name) or 0) < 0:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name):g}, expected at least 0")
+        if not 0 <= (getattr(args, name) or 0) <= MOST:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(args, name):g}, expected at least 0 and at most {MOST:g}")
     key = os.environ.get(KEY_VARIABLE, "") if args.api_key is None else args.api_key
     access = Access(args.host, key, tuple(args.allow_host), tuple(args.allow_origin))
     caches = cache_options(args)

@@ -110,7 +110,10 @@ class _PeftDirectory:
 
     def _of(self, module: str, patterns: str, key: str) -> Any:
         name = module.removeprefix("base_model.model.")
-        for pattern, value in (self._config.get(patterns) or {}).items():
+        table = self._config.get(patterns) or {}
+        if not isinstance(table, dict):
+            raise FormatError(f"{self._file.parent / CONFIG}: {patterns} is {table!r}, expected an object")
+        for pattern, value in table.items():
             if re.match(rf"(.*\.)?({pattern})$", name):
                 return value
         return self._config.get(key)

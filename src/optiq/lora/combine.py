@@ -8,6 +8,7 @@ Data in: adapters that fit the model. Data out: parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -25,10 +26,12 @@ def combined(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str,
         weights: of each.
 
     Raises:
-        InputError: DoRA, or another number of weights.
+        InputError: DoRA, another number of weights, or weights that are no numbers.
     """
     if len(weights) != len(adapters):
         raise InputError(f"--scales has {len(weights)} numbers for {len(adapters)} adapters; expected one each")
+    if not all(map(math.isfinite, weights)):
+        raise InputError(f"--scales are {', '.join(map(str, weights))}, expected finite numbers")
     for adapter in adapters:
         if any(part.magnitude is not None for part in adapter.parts.values()):
             raise InputError(f"{adapter.path} is a DoRA adapter, whose magnitudes cannot be added up; fuse it instead")

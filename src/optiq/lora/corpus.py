@@ -85,13 +85,23 @@ def load(settings: Settings, tokenizer: ChatTokenizer) -> Corpus:
     Raises:
         InputError: see `optiq.lora.records` and `optiq.lora.data`; nothing to learn from; records of another method.
     """
+    train, valid = files_of(settings)
+    encoder = Encoder(tokenizer, settings.max_length, settings.mask_prompt, settings.all_turns)
+    return Corpus(_part(train, encoder, settings.method), None if valid is None else _part(valid, encoder, settings.method))
+
+
+def files_of(settings: Settings) -> tuple[Path, Path | None]:
+    """The files to train and to validate on; None where there is nothing to validate on.
+
+    Raises:
+        InputError: no such file.
+    """
     train, valid = records.find(settings.data)
     if settings.valid is not None:
         valid = user_path(settings.valid)
         if not valid.is_file():
             raise InputError(f"--valid {valid}: no such file")
-    encoder = Encoder(tokenizer, settings.max_length, settings.mask_prompt, settings.all_turns)
-    return Corpus(_part(train, encoder, settings.method), None if valid is None else _part(valid, encoder, settings.method))
+    return train, valid
 
 
 def _part(file: Path, encoder: Encoder, method: str) -> Part:

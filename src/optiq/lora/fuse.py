@@ -27,6 +27,7 @@ from optiq.measure.text import samples
 from optiq.measure.tokens import tokenise
 from optiq.models import chat, directory, mtp
 from optiq.models.checkpoint import Checkpoint
+from optiq.models.places import check_apart, check_output
 from optiq.models.topology import topology
 from optiq.plan.size import affine_bytes
 from optiq.plan.types import UNQUANTIZED_BITS, Choice
@@ -63,8 +64,11 @@ def fuse(source: Path, model: Any, adapter: Adapter, output: Path, overwrite: bo
         events: progress.
 
     Raises:
-        InputError: the output is there.
+        InputError: the output is there, is no model directory that may be replaced, or is or holds the model or the adapter.
     """
+    check_output(output, overwrite)
+    check_apart("-o", output, source, "the model {} that is fused")
+    check_apart("-o", output, adapter.path, "the adapter {}")
     checkpoint = Checkpoint.open(source)
     found, modules = topology(checkpoint), dict(model.named_modules())
     choices = {tensor.name: _choice(tensor.name, tensor.shape, modules[tensor.name]) for tensor in found.tensors}

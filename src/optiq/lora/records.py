@@ -80,13 +80,14 @@ def read(file: Path) -> list[Record]:
 def _record(place: str, line: str) -> Record:
     try:
         fields = json.loads(line)
+        if "\\ud" in line.lower():  # UTF-8 holds no half pairs, so an escape is the one way for them
+            json.dumps(fields, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not JSON ({error.msg} at column {error.colno}); expected one object per line") from None
-    if "\\ud" in line.lower():  # UTF-8 holds no half pairs, so an escape is the one way for them
-        try:
-            json.dumps(fields, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{place}: half of a surrogate pair, which is no text; write the character itself") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: half of a surrogate pair, which is no text; write the character itself") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise InputError(f"{place}: JSON that cannot be read ({error}); expected one object per line") from None
     if not isinstance(fields, dict):
         raise InputError(f"{place}: {type(fields).__name__}, expected an object")
     kind = next((kind for kind, keys in KINDS.items() if all(key in fields for key in keys)), None)
@@ -112,7 +113,8 @@ def _check(place: str, key: str, value: Any) -> None:
         return
     if key in ("text", "completion") or not isinstance(value, list) or not value:
         expected = "a list of messages" if key == "messages" else "a text"
-        raise InputError(f"{place}: {key} is {type(value).__name__}, expected {expected}")
+        found = type(value).__name__ if value else json.dumps(value)
+        raise InputError(f"{place}: {key} is {found}, expected {expected}")
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise InputError(f"{place}: {key} holds {json.dumps(message)[:60]}, expected objects with a role")

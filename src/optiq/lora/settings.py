@@ -14,6 +14,7 @@ from optiq.lora.targets import ALL
 METHODS = ("sft", "dpo")
 DPO_LOSSES = ("sigmoid", "ipo")
 SCHEDULES = ("cosine", "constant")
+MAX_SEED = (1 << 63) - 1  # what MLX and NumPy both take
 INITS = ("random", "quantization-error")
 # Rank and alpha / rank. `reference` is the recipe of the reference product's published table.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -136,6 +137,14 @@ class Settings:
         for key in whole + tuple(key for key in ("iters", "epochs") if getattr(self, key) is not None):
             if getattr(self, key) < 1:
                 raise InputError(f"{_flag(key)} {getattr(self, key)}: expected at least 1")
+        if not self.target_modules:
+            raise InputError("--target-modules names none, expected ends of layers' paths, or all")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"--seed {self.seed}: expected a whole number from 0 to {MAX_SEED}")
+        for key in ("weight_decay", "clip", "warmup", "patience", "min_delta"):
+            value = getattr(self, key)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{_flag(key)} {value}: expected at least 0")
         if self.max_length < 2:
             raise InputError(f"--max-seq-length {self.max_length}: expected at least 2")
         for key, low, high in (("dropout", 0, 1), ("label_smoothing", 0, 0.5)):
@@ -188,6 +197,9 @@ _FLAGS = {
     "eval_every": "--steps-per-eval",
     "save_every": "--steps-per-save",
     "epochs": "--num-epochs",
+    "warmup": "--warmup-iters",
+    "patience": "--early-stopping-patience",
+    "min_delta": "--early-stopping-min-delta",
 }
 
 

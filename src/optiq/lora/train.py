@@ -37,6 +37,7 @@ from optiq.lora.objectives import OBJECTIVES
 from optiq.lora.settings import Settings
 from optiq.models import chat, load
 from optiq.models.hub import resolve
+from optiq.models.places import check_apart
 
 LOG = "train.jsonl"
 OBSERVED = 16  # batches
@@ -99,9 +100,8 @@ def run(settings: Settings, events: Events = QUIET) -> Done:
         InputError: settings or data that cannot be, an output that is there.
         ModelError: the loss is not finite.
     """
-    if save.present(settings.output) and not settings.overwrite and not state.present(settings.output):
-        raise InputError(f"{settings.output} holds an adapter already; choose another -o, or use --overwrite")
     path = resolve(settings.model)
+    check_output(settings, path)
     found = corpus.load(settings, chat.load_tokenizer(path))
     with events.stage("load"):
         model, _ = load.load_modules(path)
@@ -116,6 +116,33 @@ def run(settings: Settings, events: Events = QUIET) -> Done:
     except KeyboardInterrupt:
         trainer.keep()
         raise
+
+
+def check_output(settings: Settings, model: Path) -> None:
+    """Refuse an output in which somebody's files would be lost.
+
+    Args:
+        settings: with the output, and what the run reads.
+        model: the model's directory.
+
+    Raises:
+        InputError: says what is in the way.
+    """
+    output, data = settings.output, [file for file in corpus.files_of(settings) if file is not None]
+    adapter, interrupted = save.present(output), state.present(output)
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise InputError(f"{output} is a {'link' if output.is_symlink() else 'file'}, expected a directory; choose another -o")
+    if (output / LOG).resolve() in [file.resolve() for file in data]:
+        raise InputError(f"-o {output} holds the data {LOG}, where the log would be written; choose another directory")
+    if not settings.overwrite:
+        if adapter and not interrupted:
+            raise InputError(f"{output} holds an adapter already; choose another -o, or use --overwrite")
+        return
+    check_apart("-o", output, model, "the model {}")
+    for file in data:
+        check_apart("-o", output, file, "the data {}")
+    if not (adapter or interrupted) and output.exists() and any(output.iterdir()):
+        raise InputError(f"{output} holds other files than an adapter's, so --overwrite does not replace it; choose another -o")
 
 
 def identity(path: Path) -> list[Any]:

@@ -8,8 +8,8 @@ from optiq import files
 from optiq.errors import ModelError
 from optiq.models import stock
 from optiq.models.inspect import inspect
+from optiq.models.places import replaceable
 from optiq.quantize import stages
-from optiq.quantize.places import replaceable
 from optiq.quantize.stages import Job
 
 WIDTHS = (2, 3, 4, 5, 6, 8)

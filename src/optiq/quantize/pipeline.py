@@ -23,6 +23,7 @@ from optiq.measure.statistics import Statistics
 from optiq.models import directory
 from optiq.models.checkpoint import Checkpoint
 from optiq.models.hub import resolve
+from optiq.models.places import check_output
 from optiq.models.stream import Stream
 from optiq.plan.allocate import allocate
 from optiq.plan.budget import Budget
@@ -65,7 +66,7 @@ def run(settings: Settings, events: Events = QUIET) -> Converted:
     Raises:
         OptiqError: one clear line; what was finished stays in the work directory.
     """
-    places.check_output(settings.output, settings.overwrite)
+    check_output(settings.output, settings.overwrite)
     source = Checkpoint.open(resolve(settings.model, events=events))
     places.check_source(settings, source.path)
     if source.holds_codes:

@@ -128,8 +128,9 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(family, kind)
-    except OSError as error:
-        raise InputError(f"--host {host} is not an address of this machine ({error.strerror or error})") from None
+    except (OSError, UnicodeError) as error:  # the latter for a name that no address can have
+        told = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {host} is not an address of this machine ({told})") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address[0], port, *address[2:]))
