@@ -209,3 +209,9 @@ def test_a_tree_counts_each_file_once_and_is_removed_in_one_step(tmp_path: Path)
     assert files.tree_bytes(tree) == 3
     files.remove_tree(tree)
     assert _names(tmp_path) == []
+
+
+def test_a_home_directory_that_nobody_has_is_the_users_to_mend() -> None:
+    assert files.user_path("~/x") == Path.home() / "x"
+    with pytest.raises(InputError, match="^~nobody-of-that-name/x: no home directory for '~nobody-of-that-name'; write"):
+        files.user_path("~nobody-of-that-name/x")

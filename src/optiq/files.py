@@ -29,6 +29,19 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """A path as a user types it: ``~`` and ``~name`` stand for home directories.
+
+    Raises:
+        InputError: it begins with ``~`` and a name that this machine has no home directory for.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        first = Path(text).parts[0]
+        raise InputError(f"{text}: no home directory for {first!r}; write the whole path, or ./{text}") from None
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``path`` in one visible step, making parent folders.
 

@@ -96,7 +96,8 @@ def test_long_prompts(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--prompt", "x", "--stop", ""], "--stop is empty, expected a text"),
         (["--raw", "--chat"], "--raw writes no chat template, and --chat needs one; leave one of the two out"),
         (["--raw", "--prompt", "x", "--no-thinking"], "--raw writes no chat template, and --thinking needs one"),
-        (["--prompt", "caf\udce9"], "--prompt is not UTF-8 text (byte 0xe9), expected UTF-8"),
+        (["--prompt", "caf\udce9"], "the argument 'caf\\xe9' is not UTF-8 text (byte 0xe9), expected UTF-8"),
+        (["--prompt", "x", "--stop", "\udcff"], "the argument '\\xff' is not UTF-8 text (byte 0xff), expected UTF-8"),
     ],
 )
 def test_bad_arguments_are_one_line_before_anything_is_loaded(

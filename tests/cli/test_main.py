@@ -191,3 +191,30 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         process.stdout.close()
         errors = process.stderr.read()
     assert (process.returncode, errors) == (141, "")
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (0, 1, 2)], ids=str)
+def test_closed_standard_streams_are_no_error(closed: tuple[int, ...]) -> None:
+    """A file that gets the number of a closed stream cannot be read by MLX, for which 0 is none."""
+
+    def close() -> None:
+        for number in closed:
+            os.close(number)
+
+    words = [sys.executable, "-m", "optiq.cli", "inspect", str(ROOT / "examples/tiny-qwen3.5")]
+    done = subprocess.run(words, env=ENVIRONMENT, stderr=None if 2 in closed else subprocess.PIPE, preexec_fn=close, text=True)
+    assert (done.returncode, done.stderr) == (0, None if 2 in closed else "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=str)
+def test_a_full_disk_behind_stdout_is_one_line(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "optiq.cli", "models", *words]
+        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "optiq: error: the disk is full; make room and run again\n")
+
+
+def test_bytes_that_are_no_text_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert edge.main(["inspect", "caf\udce9"]) == 2
+    assert capsys.readouterr().err == "optiq: error: the argument 'caf\\xe9' is not UTF-8 text (byte 0xe9), expected UTF-8\n"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optiq.errors import InputError
+from optiq.errors import InputError, ModelError
 from optiq.generate.sampler import Sampler, adjusted, distributions, draw_rows
 from optiq.generate.sampling import Sampling
 
@@ -242,3 +242,25 @@ def test_going_back_draws_the_same_again(chosen: dict[str, Any], first: int, sec
     assert len(drawn) + second + 1 == len(twin)
     with pytest.raises(ValueError, match="to take back of"):
         twin.rollback(first + second + 2)
+
+
+@pytest.mark.parametrize("top_k", [0, 3], ids=["all", "top-k"])
+@pytest.mark.parametrize("temperature", [1e-29, 1e-38, 1e-40, 1e-320])
+@pytest.mark.filterwarnings("error")
+def test_a_temperature_that_float32_does_not_know_takes_the_likeliest(temperature: float, top_k: int) -> None:
+    sampler = Sampler(Sampling(temperature=temperature, top_k=top_k, top_p=0.95))
+    assert [sampler(LOGITS).item() for _ in range(5)] == [1] * 5
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [0, 1e-320, 1.0])
+def test_a_repetition_penalty_that_float32_does_not_know_repeats(temperature: float) -> None:
+    sampler = Sampler(Sampling(temperature=temperature, repetition_penalty=1e-320), prompt=[3])
+    assert [sampler(LOGITS).item() for _ in range(3)] == [3] * 3
+
+
+def test_logits_that_are_no_numbers_give_no_token_beyond_the_vocabulary() -> None:
+    logits = mx.full((4,), math.nan)
+    assert Sampler(Sampling(temperature=1.0, top_k=2, top_p=0.9))(logits).item() < 4
+    with pytest.raises(ModelError, match="the model's largest logit is nan, expected a finite number"):
+        Sampler(Sampling(temperature=1.0))(logits)

@@ -124,7 +124,7 @@ def test_threads_follow_the_environment_and_the_affinity(monkeypatch: pytest.Mon
     assert blas.threads() == 3
     monkeypatch.delenv("OPTIQ_THREADS")
     assert blas.threads() >= 1
-    for wrong in ("0", "two", "-1", "²"):
+    for wrong in ("0", "two", "-1", "²", "1025", "9" * 5000):
         monkeypatch.setenv("OPTIQ_THREADS", wrong)
-        with pytest.raises(InputError, match=f"OPTIQ_THREADS is '{wrong}', expected a whole number of at least 1"):
+        with pytest.raises(InputError, match=f"OPTIQ_THREADS is '{wrong}', expected a whole number from 1 to 1024"):
             blas.threads()

@@ -168,7 +168,7 @@ def test_a_local_directory_wins(tiny_model: Path, monkeypatch: pytest.MonkeyPatc
         ("./nothing", r"no such directory: ./nothing; expected a model directory or a hub id \(owner/name\)"),
         ("nothing", "no such directory: nothing"),
         ("/a/b/c", "no such directory: /a/b/c"),
-        ("", "is a directory without config.json|no such directory"),
+        ("", "the model's name is empty; expected a model directory"),
         ("file", "file is a file; expected a model directory"),
         ("folder", "folder is a directory without config.json"),
     ],

@@ -18,7 +18,7 @@ def test_total_budgets_leave_room_for_the_rest() -> None:
     assert Budget("like", 5000).quantized_bytes(1, fixed_bytes=1000) == 4000
 
 
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e300])
 def test_no_positive_number(value: float) -> None:
     with pytest.raises(InputError, match="must be a positive number"):
         Budget("bpw", value).quantized_bytes(1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optiq.events import Events
+from optiq.files import user_path
 
 EXAMPLE = """\
 example:
@@ -90,7 +91,7 @@ def settings(args: argparse.Namespace) -> Any:
 
     return Settings(
         model=args.model,
-        output=Path(args.output).expanduser() if args.output else _default_output(args.model),
+        output=user_path(args.output) if args.output else _default_output(args.model),
         budget=_budget(args),
         candidate_bits=parse_bits(args.candidate_bits),
         group_sizes=parse_group_sizes(args.group_sizes),
@@ -98,7 +99,7 @@ def settings(args: argparse.Namespace) -> Any:
         encoder=args.encoder,
         refit=not args.no_refit,
         reference=args.reference,
-        calibration_mix=Path(args.calibration_mix).expanduser() if args.calibration_mix else None,
+        calibration_mix=user_path(args.calibration_mix) if args.calibration_mix else None,
         calibration_samples=args.calibration_samples,
         calibration_length=args.calibration_length,
         keep=tuple(parse_keep(text) for text in args.keep),
@@ -107,13 +108,13 @@ def settings(args: argparse.Namespace) -> Any:
         resume=args.resume,
         overwrite=args.overwrite,
         measure_only=args.measure_only,
-        work=Path(args.work).expanduser() if args.work else None,
+        work=user_path(args.work) if args.work else None,
     )
 
 
 def _default_output(model: str) -> Path:
     """``optiq_output/`` and the hub id, or the name of the local directory."""
-    place = Path(model).expanduser()
+    place = user_path(model)
     name = place.resolve().name if place.is_dir() else model.strip("/")
     return Path("optiq_output") / name.replace("/", "_").replace(".", "_")
 
@@ -123,7 +124,7 @@ def _budget(args: argparse.Namespace) -> Any:
     from optiq.plan.budget import Budget
 
     if args.like is not None:
-        return Budget("like", model_bytes(Path(args.like).expanduser()))
+        return Budget("like", model_bytes(user_path(args.like)))
     if args.target_gb is not None:
         return Budget("gb", args.target_gb)
     return Budget("bpw", 5.0 if args.target_bpw is None else args.target_bpw)

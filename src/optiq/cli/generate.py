@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optiq.events import Events
+from optiq.files import user_path
 
 if TYPE_CHECKING:
     from optiq.generate.conversation import Conversation, Prompt
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, events: Events) -> int:
 
     check(vars(args))
     caches = cache_maker(args)
-    options = Options(args.max_tokens, stops=tuple(args.stop), prefill_chunk=args.prefill_chunk)
+    options = Options(args.max_tokens, stops=tuple(map(_text, args.stop)), prefill_chunk=args.prefill_chunk)
     if args.raw and (args.chat or args.system or args.thinking is not None):
         word = "--chat" if args.chat else "--system" if args.system else "--thinking"
         raise InputError(f"--raw writes no chat template, and {word} needs one; leave one of the two out")
@@ -84,13 +85,13 @@ def _text_of(args: argparse.Namespace) -> str:
     """The prompt: the flag, or all of stdin.
 
     Raises:
-        InputError: there is none, or it is not UTF-8.
+        InputError: there is none, or stdin is not UTF-8.
     """
     from optiq.errors import InputError
 
     if args.prompt is None and sys.stdin.isatty():
         raise InputError("no prompt; give --prompt TEXT, --chat, or a text on stdin")
-    text = "".join(_lines()) if args.prompt is None else _utf8(args.prompt.encode(errors="surrogateescape"), "--prompt")
+    text = "".join(_lines()) if args.prompt is None else _text(args.prompt)
     if not text.strip():
         where = "on stdin" if args.prompt is None else "in --prompt"
         raise InputError(f"the prompt is empty ({len(text)} characters {where}), expected a text")
@@ -101,6 +102,11 @@ def _lines() -> Iterator[str]:
     """Lines of stdin, ends included, as UTF-8 whatever the locale says."""
     for line in sys.stdin.buffer:
         yield _utf8(line, "stdin")
+
+
+def _text(argument: str) -> str:
+    """An argument as UTF-8, whatever the locale says; that its bytes are UTF-8 was checked when the command began."""
+    return argument.encode(errors="surrogateescape").decode()
 
 
 def _utf8(data: bytes, where: str) -> str:
@@ -179,7 +185,7 @@ class _Session:
     def _conversation(self) -> Conversation:
         from optiq.generate.conversation import Conversation
 
-        conversation = Conversation(self._tokenizer, self._args.system or "", self._args.thinking)
+        conversation = Conversation(self._tokenizer, _text(self._args.system or ""), self._args.thinking)
         if self._args.thinking is not None and not conversation.has_switch:
             word = "--thinking" if self._args.thinking else "--no-thinking"
             self._events.warn(f"{word} has no effect: this model's template has no thinking switch")
@@ -274,7 +280,7 @@ def _adapted(model: Any, folder: str | None) -> Callable[[], AbstractContextMana
     if folder is None:
         return nullcontext
     mounted = Mounted(model)
-    mounted.mount("adapter", load_adapter(Path(folder).expanduser(), model))
+    mounted.mount("adapter", load_adapter(user_path(folder), model))
     return lambda: mounted.rows(["adapter"])
 
 

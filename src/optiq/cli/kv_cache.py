@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optiq.events import Events
+from optiq.files import user_path
 
 if TYPE_CHECKING:
     from optiq.kv.study import Settings, Study
@@ -76,7 +76,7 @@ def settings(args: argparse.Namespace) -> Settings:
         ) from None
     return Settings(
         model=args.model,
-        output=Path(args.output).expanduser(),
+        output=user_path(args.output),
         target_bits=args.target_bits,
         candidate_bits=bits,
         samples=args.n_samples,
@@ -84,7 +84,7 @@ def settings(args: argparse.Namespace) -> Settings:
         group_size=args.group_size,
         scheme=args.scheme,
         overwrite=args.overwrite,
-        source=Path(args.source).expanduser() if args.source else None,
+        source=user_path(args.source) if args.source else None,
     )
 
 

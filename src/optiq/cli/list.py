@@ -8,6 +8,7 @@ from typing import Any
 
 from optiq.errors import InputError, OptiqError
 from optiq.events import Events
+from optiq.files import user_path
 
 EXAMPLE = """\
 example:
@@ -41,7 +42,7 @@ def _bits_text(bpw: float | None) -> str:
 
 
 def _models_in(name: str) -> list[Path]:
-    root = Path(name).expanduser()
+    root = user_path(name)
     if not root.is_dir():
         raise InputError(f"no such directory: {name}")
     if (root / "config.json").is_file():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from optiq.cli import lora_options as options
 from optiq.events import MODES, Events
+from optiq.files import user_path
 
 if TYPE_CHECKING:
     from optiq.lora.corpus import Corpus
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         verb = verbs.add_parser(
             name,
             help=text,
-            description=text.capitalize() + ".",
+            description=text[0].upper() + text[1:] + ".",
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -182,7 +183,7 @@ def _info(args: argparse.Namespace, events: Events) -> int:
     from optiq.cli.output import show
     from optiq.lora.describe import describe
 
-    data = describe(Path(args.adapter).expanduser())
+    data = describe(user_path(args.adapter))
     lines = [
         ("base model", str(data["base_model"])),
         ("kind", str(data["kind"])),
@@ -206,7 +207,7 @@ def _merge(args: argparse.Namespace, events: Events) -> int:
     from optiq.models.hub import resolve
     from optiq.models.load import load_modules
 
-    output = Path(args.output).expanduser()
+    output = user_path(args.output)
     if save.present(output) and not args.overwrite:
         raise InputError(f"{output} holds an adapter already; choose another -o, or use --overwrite")
     try:
@@ -235,8 +236,8 @@ def _fuse(args: argparse.Namespace, events: Events) -> int:
 
     source = resolve(args.model)
     model, _ = load_modules(source)
-    adapter = load_adapter(Path(args.adapter).expanduser(), model)
-    done = fuse(source, model, adapter, Path(args.output).expanduser(), args.overwrite, events)
+    adapter = load_adapter(user_path(args.adapter), model)
+    done = fuse(source, model, adapter, user_path(args.output), args.overwrite, events)
     data = {"output": str(done.path), "layers": done.layers, "bytes": done.bytes, "kl": done.kl}
     kl = "not measured: the model has no tokenizer"
     if done.kl is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from optiq.files import user_path
 
 if TYPE_CHECKING:
     from optiq.lora.settings import Settings
@@ -151,7 +152,7 @@ def settings(args: argparse.Namespace) -> Settings:
     return Settings(
         model=args.model,
         data=args.data or "",
-        output=Path(args.output).expanduser(),
+        output=user_path(args.output),
         valid=args.valid,
         method=args.method,
         param_budget=args.param_budget,

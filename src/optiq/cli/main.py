@@ -75,8 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     _listen()
+    _open_streams()
     events: Events | None = None
     try:
+        _check_text(words)
         if not words or words[0] in ("-h", "--help", "help", "-V", "--version"):
             return _about(words)
         command = words[0]
@@ -134,7 +136,7 @@ def _about(words: Sequence[str]) -> int:
 def _command_parser(command: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"optiq {command}",
-        description=COMMANDS[command][1].capitalize() + ".",
+        description=COMMANDS[command][1][0].upper() + COMMANDS[command][1][1:] + ".",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -156,7 +158,7 @@ def _failed(kind: str, text: str, code: int, events: Events | None, as_json: boo
         if as_json:
             print(printable(json.dumps({"error": {"type": kind, "message": line, "exit_code": code}}, ensure_ascii=False)))
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:  # nobody reads, or the disk is full
         _abandon_stdout()
     return code
 
@@ -174,6 +176,30 @@ def _bug_text(error: Exception) -> str:
         traceback.print_exception(error)
         return first
     return f"{first}; this is a bug, please report it with {file.name}"
+
+
+def _open_streams() -> None:
+    """Open standard streams that were closed before the start on nothing, so that no file gets one of their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it stays open)
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Refuse arguments whose bytes are no text.
+
+    Raises:
+        InputError: an argument is not UTF-8.
+    """
+    for word in words:
+        data = word.encode(errors="surrogateescape")
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            shown = data.decode(errors="backslashreplace")
+            raise InputError(
+                f"the argument '{shown}' is not UTF-8 text (byte {data[error.start]:#04x}), expected UTF-8"
+            ) from None
 
 
 def _listen() -> None:

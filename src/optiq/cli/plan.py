@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optiq.events import Events
+from optiq.files import user_path
 
 if TYPE_CHECKING:
     from optiq.plan.budget import Budget
@@ -115,7 +116,7 @@ def _budget(args: argparse.Namespace, source: Table) -> Budget:
         )
     if args.target_gb is not None:
         return Budget("gb", args.target_gb)
-    return Budget("like", model_bytes(Path(args.like).expanduser()))
+    return Budget("like", model_bytes(user_path(args.like)))
 
 
 def _plan_json(plan: Plan, items: list[Item], budget: Budget, source: Table, notes: list[str]) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optiq.errors import EXIT_OK, EXIT_USER, InputError
 from optiq.events import Events
+from optiq.files import user_path
 
 if TYPE_CHECKING:
     from optiq.models.hub import Cached
@@ -52,7 +52,7 @@ def _found(name: str, known: dict[str, Cached]) -> tuple[str, int, Callable[[], 
     from optiq.files import tree_bytes
     from optiq.models import hub
 
-    place = Path(name).expanduser()
+    place = user_path(name)
     if not place.exists() and name in known:
         entry = known[name]
         return name, entry.bytes, lambda: hub.remove_cached(entry)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optiq.events import Events
+from optiq.files import user_path
 
 if TYPE_CHECKING:
     from optiq.serve.http.agent import Python
@@ -227,7 +228,7 @@ def _folder(args: argparse.Namespace, name: str) -> Path | None:
     text = getattr(args, name)
     if text is None:
         return None
-    path = Path(text).expanduser()
+    path = user_path(text)
     if not path.is_dir():
         raise InputError(f"--{name.replace('_', '-')} {text} is not a directory; give one that exists")
     return path
@@ -262,7 +263,7 @@ def _adapters(args: argparse.Namespace) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in args.adapter:
         name, equals, folder = text.partition("=")
-        path = Path(folder if equals else text).expanduser().absolute()
+        path = user_path(folder if equals else text).absolute()
         name = name if equals else path.name
         if not ADAPTER_NAME.fullmatch(name):
             raise InputError(
@@ -276,7 +277,7 @@ def _adapters(args: argparse.Namespace) -> dict[str, str]:
 
 def _name_of(asked: str, path: Path) -> str:
     """How clients name a model: its hub id, or its folder's name."""
-    return path.absolute().name if Path(asked).expanduser().is_dir() else asked
+    return path.absolute().name if user_path(asked).is_dir() else asked
 
 
 def _log_to(events: Events) -> None:

@@ -23,9 +23,12 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from optiq.errors import ModelError
 from optiq.generate.sampling import Sampling
 
 BLOCK = 64  # logits per block
+# As good as 0 where two logits differ at all; smaller ones are 0 in float32, and 0 / 0 is no number.
+LEAST_TEMPERATURE = 1e-30
 STEP = 32  # K is a multiple of this, so that rows with different k are often one group
 
 
@@ -72,7 +75,7 @@ def top_weights(x: mx.array, settings: Sequence[Sampling]) -> tuple[mx.array, mx
     """
     count = min(kept(settings[0].top_k), x.shape[-1])
     values, ids = largest(x, count)
-    values = (values - values[:, :1]) / _column([row.temperature for row in settings])  # from the top: none can overflow
+    values = (values - values[:, :1]) / _column([_temperature(row) for row in settings])  # from the top: none can overflow
     inside = mx.arange(count) < _column([row.top_k for row in settings], mx.int32)
     weights = mx.where(inside, mx.exp(values), 0.0)
     if any(row.top_p < 1 for row in settings):
@@ -85,6 +88,10 @@ def top_weights(x: mx.array, settings: Sequence[Sampling]) -> tuple[mx.array, mx
     return weights, ids
 
 
+def _temperature(settings: Sampling) -> float:
+    return max(settings.temperature, LEAST_TEMPERATURE)
+
+
 def _column(values: Sequence[float], dtype: mx.Dtype = mx.float32) -> mx.array:
     return mx.array(values, dtype)[:, None]
 
@@ -95,8 +102,17 @@ def full_weights(x: NDArray[np.float32], settings: Sampling) -> NDArray[np.float
     Args:
         x: [V], adjusted logits.
         settings: with a temperature above 0.
+
+    Raises:
+        ModelError: the largest logit is no finite number.
     """
-    weights = np.exp((x - x.max()) / np.float32(settings.temperature))
+    most = x.max()
+    if not np.isfinite(most):
+        raise ModelError(
+            f"the model's largest logit is {most}, expected a finite number; its weights are damaged, get them again"
+        )
+    with np.errstate(over="ignore"):  # far below the largest: -inf, a weight of 0
+        weights = np.exp((x - most) / np.float32(_temperature(settings)))
     floor = np.float32(settings.min_p)
     if settings.top_p < 1:
         floor = max(floor, _least_weight(weights, settings.top_p))

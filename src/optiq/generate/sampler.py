@@ -35,6 +35,7 @@ from optiq.kernels.argmax import argmax
 
 Mask = NDArray[np.bool_]  # [V], which tokens may come
 
+LEAST_PENALTY = 1e-6  # of repetition: decides as any smaller one does, and no logit divided by it leaves float32
 _BITS = (1 << 64) - 1
 
 
@@ -205,7 +206,8 @@ def _draw_top(samplers: Sequence[Sampler], x: mx.array) -> mx.array:
     # 23 bits: in float32 the product then stays below the sum, and so within the candidates.
     shares = [int(sampler.uniform() * (1 << 23)) / (1 << 23) for sampler in samplers]
     place = (sums <= mx.array(shares, mx.float32)[:, None] * sums[:, -1:]).sum(-1, keepdims=True)
-    return mx.take_along_axis(ids, place, -1)[:, 0].astype(mx.uint32)
+    last = ids.shape[-1] - 1  # beyond which nothing may be read, though logits be no numbers
+    return mx.take_along_axis(ids, mx.minimum(place, last), -1)[:, 0].astype(mx.uint32)
 
 
 def _draw_full(samplers: Sequence[Sampler], x: mx.array) -> mx.array:
@@ -243,7 +245,7 @@ def adjusted(samplers: Sequence[Sampler], logits: mx.array, masks: Sequence[Mask
     )
     rows, ids, _ = _places(x, samplers, "repetition_penalty", neutral=1)
     if rows.size:
-        value, rate = x[rows, ids], rates[rows]
+        value, rate = x[rows, ids], mx.maximum(rates[rows], LEAST_PENALTY)
         x[rows, ids] = mx.where(value > 0, value / rate, value * rate)
     rows, ids, _ = _places(x, samplers, "presence_penalty")
     if rows.size:

@@ -34,6 +34,7 @@ SYSTEM_LIBRARIES = ("openblas", "mkl_rt", "blis")
 # OpenBLAS workers spin for 2^n cycles before they sleep; its default, 26, burns a core for 20 ms after each product.
 # 12 (a microsecond) was not slower on 512x2048x2048.
 IDLE_SPIN_EXPONENT = 12
+MOST_THREADS = 1024  # no machine has use for more, and the kernel does not give any number
 
 _logger = logging.getLogger("optiq")
 
@@ -89,13 +90,14 @@ def threads() -> int:
     """How many threads native code may use: `OPTIQ_THREADS`, else the cores open to this process.
 
     Raises:
-        InputError: `OPTIQ_THREADS` is not a whole number of at least 1.
+        InputError: `OPTIQ_THREADS` is not a whole number from 1 to 1024.
     """
     text = os.environ.get("OPTIQ_THREADS", "")
     if not text:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise InputError(f"OPTIQ_THREADS is {text!r}, expected a whole number of at least 1")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, MOST_THREADS)
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= MOST_THREADS:
+        raise InputError(f"OPTIQ_THREADS is {text!r}, expected a whole number from 1 to {MOST_THREADS}")
     return int(text)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from optiq.errors import InputError
-from optiq.files import sha256_file
+from optiq.files import sha256_file, user_path
 from optiq.lora import records
 from optiq.lora.data import Encoder, Sample
 from optiq.lora.settings import Settings
@@ -87,7 +87,7 @@ def load(settings: Settings, tokenizer: ChatTokenizer) -> Corpus:
     """
     train, valid = records.find(settings.data)
     if settings.valid is not None:
-        valid = Path(settings.valid).expanduser()
+        valid = user_path(settings.valid)
         if not valid.is_file():
             raise InputError(f"--valid {valid}: no such file")
     encoder = Encoder(tokenizer, settings.max_length, settings.mask_prompt, settings.all_turns)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from optiq.errors import InputError
+from optiq.files import user_path
 
 KINDS = {
     "text": ("text",),
@@ -48,7 +49,7 @@ def find(data: str | os.PathLike[str]) -> tuple[Path, Path | None]:
     Raises:
         InputError: no such file.
     """
-    place = Path(data).expanduser()
+    place = user_path(data)
     if place.is_file():
         return place, None
     if not (place / TRAIN).is_file():

@@ -49,6 +49,11 @@ def classes(config: dict[str, Any]) -> tuple[type, type]:
         ),
         None,
     )
+    if config.get("model_file") is not None:
+        raise ModelError(
+            f"config.json asks for code of its own (model_file {config['model_file']!r}), which is never run; "
+            "choose a model whose architecture mlx-lm knows."
+        )
     file = remapped or utils.MODEL_REMAPPING.get(model_type, model_type)
     if not file.isidentifier():
         raise ModelError(f"config.json: model_type {model_type!r} is not the name of an architecture.")

@@ -8,9 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from optiq.errors import InputError, ModelError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+# What a template can end with: its own refusal, or any mistake of a program.
+TEMPLATE_FAILURES = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 class ChatTokenizer:
@@ -54,14 +67,12 @@ class ChatTokenizer:
         Raises:
             ModelError: the template refuses this chat.
         """
-        from jinja2 import TemplateError
-
         if self._tokenizer.chat_template is None:
             return None
         try:
             given = {"tools": list(tools) if tools else None, "tokenize": False, **options}
             return str(self._tokenizer.apply_chat_template(list(messages), **given))
-        except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        except TEMPLATE_FAILURES as error:
             raise ModelError(f"the chat template refuses a chat: {error}") from error
 
 
@@ -110,8 +121,6 @@ def prompt_text(
         InputError: the model has no template.
         ModelError: the template refuses this conversation.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.has_chat_template:
         raise InputError("this model has no chat template; use --raw to continue the text as it stands")
     options: dict[str, Any] = {"add_generation_prompt": open_reply, "tokenize": False}
@@ -124,5 +133,5 @@ def prompt_text(
         renderer = tokenizer._tokenizer  # mlx-lm's wrapper switches thinking on wherever the vocabulary knows it
     try:
         return str(renderer.apply_chat_template([dict(message) for message in messages], **options))
-    except (TemplateError, TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+    except TEMPLATE_FAILURES as error:
         raise ModelError(f"the chat template refuses this conversation: {error}") from error

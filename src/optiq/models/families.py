@@ -130,7 +130,9 @@ FAMILIES.add(
 
 def family_of(text_config: Mapping[str, Any]) -> str | None:
     """The first family of the table that a language model's config belongs to, or None."""
-    hidden = text_config.get("hidden_size", 0)
+    hidden = text_config.get("hidden_size")
+    if not isinstance(hidden, int):
+        return None
     for name, family in FAMILIES.items():
         low, high = family.hidden_sizes
         if text_config.get("model_type") in family.model_types and low <= hidden <= high:

@@ -19,7 +19,7 @@ from typing import Any
 
 from optiq.errors import InputError, OptiqError, ResourceError
 from optiq.events import QUIET, Events, Stage
-from optiq.files import need_free, remove_tree
+from optiq.files import need_free, remove_tree, user_path
 from optiq.models.download import fetch
 
 HUB_TIMEOUT_S = 5.0  # to the first answer; a machine without a network should hear so at once
@@ -124,7 +124,9 @@ def resolve(model: str | os.PathLike[str], revision: str | None = None, events: 
         ResourceError: the hub cannot be reached and the cache has no complete copy, or the disk is full.
     """
     text = os.fspath(model)
-    place = Path(text).expanduser()
+    if not text:
+        raise InputError("the model's name is empty; expected a model directory or a hub id (owner/name)")
+    place = user_path(text)
     if place.is_dir():
         if not (place / "config.json").is_file():
             raise InputError(f"{text} is a directory without config.json; expected a model directory")

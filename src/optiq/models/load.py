@@ -15,6 +15,10 @@ from optiq.models.checkpoint import Checkpoint
 from optiq.models.generation import stop_ids
 from optiq.models.hub import resolve
 
+# What constructors and loaders of mlx-lm raise where a config does not tell the truth about its weights.
+_LIES = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError, OSError, RuntimeError)
+_LONGEST_REASON = 240
+
 
 def load(model: str | os.PathLike[str]) -> tuple[Any, Any]:
     """Model and tokenizer of a local directory or hub id, ready for `mlx_lm.generate`.
@@ -42,8 +46,10 @@ def load_modules(path: Path) -> tuple[Any, dict[str, Any]]:
         memory.retain()  # before the weights are read, so that they lie side by side and can move to large pages
     try:
         model, config = load_model(path, get_model_classes=lambda config: arch.classes(config))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: mlx-lm cannot load it ({error}).") from error
+    except _LIES as error:
+        raise ModelError(
+            f"{path}: mlx-lm cannot load it ({_beginning(error)}); compare config.json with the published one of this model."
+        ) from error
     return layers.use_kernels(model), config
 
 
@@ -68,3 +74,9 @@ def _load_tokenizer(path: Path, config: dict[str, Any]) -> Any:
         return load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: the tokenizer cannot be read ({error}); download its files again.") from error
+
+
+def _beginning(error: Exception) -> str:
+    """The first part of a message that may list every tensor of a model."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} …"

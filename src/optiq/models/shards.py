@@ -175,6 +175,8 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
     """Header object, first data byte, size of the file."""
+    if file.exists() and not (file.is_file() or file.is_dir()):  # reading a pipe would wait for a writer
+        raise FormatError(f"{file} is no regular file, expected a safetensors file")
     try:
         with file.open("rb") as stream:
             file_bytes = os.fstat(stream.fileno()).st_size

@@ -14,6 +14,7 @@ from optiq.errors import InputError
 KINDS = ("bpw", "gb", "like")
 GB = 10**9
 DEFAULT_BPW = 5.0
+MOST = 1e18  # in any unit; beyond it there are no machines, and sums of bytes leave the range of floats
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"unknown budget kind {self.kind!r}; known: {', '.join(KINDS)}")
-        if not 0 < self.value < float("inf"):
-            raise InputError(f"the budget must be a positive number, got {self.value}")
+        if not 0 < self.value <= MOST:
+            raise InputError(f"the budget must be a positive number of at most {MOST:g}, got {self.value}")
 
     @property
     def total_bytes(self) -> int | None:

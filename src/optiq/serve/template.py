@@ -14,9 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from optiq.errors import ModelError
-
-# What a template can end with: its own refusal, or any mistake of a program.
-FAILURES = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError, ValueError)
+from optiq.models.chat import TEMPLATE_FAILURES
 
 
 class ChatTemplate:
@@ -35,7 +33,7 @@ class ChatTemplate:
         self._tokens = dict(tokens)
         try:
             self._template = compiled(text)
-        except FAILURES as error:
+        except TEMPLATE_FAILURES as error:
             raise ModelError(f"the chat template cannot be read: {error}; mend the model's chat_template.jinja") from error
 
     def render(
@@ -60,7 +58,7 @@ class ChatTemplate:
         values["tools"] = list(tools) or None
         try:
             return self._template.render(**values)
-        except FAILURES as error:
+        except TEMPLATE_FAILURES as error:
             raise ModelError(f"the chat template refuses this conversation: {str(error) or type(error).__name__}") from error
 
 

@@ -96,6 +96,7 @@ def test_a_bug_is_told_without_its_words_and_logged_with_its_request(caplog):
             assert reply.status_code == 500 and "secret" not in reply.text
             assert reply.json()["id"] in caplog.text and "RuntimeError" in caplog.text
             assert (await client.get("/health")).status_code == 200
+            assert "POST /text 500" in caplog.text and "/health" not in caplog.text
 
     with caplog.at_level(logging.INFO, "optiq.serve"):
         run(test)

@@ -18,6 +18,7 @@ THEMES = {"auto": None, "light": False, "dark": True}
 NEXT_THEME = {"auto": "light", "light": "dark", "dark": "auto"}
 THEME_ICONS = {"auto": "brightness_auto", "light": "light_mode", "dark": "dark_mode"}
 COUNT_S = 1.0
+BLUE, AMBER = "#1f6fb2", "#8a5a00"
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def frame(bench: Workbench, title: str, about: str = "", wide: bool = False) -> 
         wide: use the whole width, without a column for reading.
     """
     ui.page_title(f"{title} · optiq lab")
-    ui.colors(primary="#1f6fb2", secondary="#8a5a00", negative="#b3261e", positive="#1b7a43", warning="#8a5a00")
+    ui.colors(primary=BLUE, info=BLUE, secondary=AMBER, warning=AMBER, negative="#b3261e", positive="#1b7a43")
     with box("shell"):
         words("Skip to the content", "a", "skip").props('href="#content"')
         with ui.element("header").classes("top"):

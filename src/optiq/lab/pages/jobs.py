@@ -10,7 +10,7 @@ from optiq.errors import OptiqError
 from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.pages.frame import frame
 from optiq.lab.parts.elements import box, button, folded, note, paragraph, say, section
-from optiq.lab.parts.jobview import SIGNS, JobView
+from optiq.lab.parts.jobview import JobView, sign
 from optiq.lab.text import line
 from optiq.lab.workbench import Workbench
 
@@ -73,7 +73,7 @@ def _ended_job(bench: Workbench, job: Job) -> None:
         except OptiqError as error:
             say(error, "negative")
 
-    with folded(f"{job.id}. {line(job.title, 90)}: {SIGNS[job.state]}, {when}") as outer:
+    with folded(f"{job.id}. {line(job.title, 90)}: {sign(job)}, {when}") as outer:
         inside = box("stack")
 
     def fill() -> None:

@@ -191,6 +191,7 @@ class _Screen:
             sides = urlencode({"model": self.study.model, "kv": folder}, errors="replace")
             with box("bar"):
                 link_button("Compare", f"/compare?{sides}", f"Compare {line(Path(folder).name)} with the cache in 16 bits")
+                link_button("Serve", f"/server?{sides}", f"Serve the model with {line(Path(folder).name)}")
 
         memory = size(one["bytes_per_token"] * self.context)
         return [

@@ -15,7 +15,7 @@ from nicegui.events import ValueChangeEventArguments
 from optiq.errors import OptiqError
 from optiq.lab.ask import ask
 from optiq.lab.curve import of_weights
-from optiq.lab.jobs.job import OPEN, Job
+from optiq.lab.jobs.job import OPEN, RESUMABLE, Job
 from optiq.lab.jobs.log import Log
 from optiq.lab.outputs import Output
 from optiq.lab.pages.frame import opened
@@ -254,10 +254,11 @@ class _Screen:
     def _show_results(self) -> None:
         assert self.study is not None
         self.results.clear()
-        running = [job for job in self.study.jobs(self.bench.queue, CONVERT) if job.state in OPEN]
+        jobs = self.study.jobs(self.bench.queue, CONVERT)
+        shown = [job for number, job in enumerate(jobs) if job.state in OPEN or (number == 0 and job.state in RESUMABLE)]
         found = outcomes(self.study, self.bench.queue)
         with self.results:
-            for job in reversed(running):
+            for job in reversed(shown):
                 JobView(self.bench.queue, job.id, ended=self._converted)
             if found:
                 head = ["model", "size", "bits", "KL predicted", "KL measured", "actions"]
@@ -265,7 +266,7 @@ class _Screen:
                 if len(found) > 1:
                     sides = {"model": self.study.model, "other": found[0].output, "third": found[1].output}
                     link_button("Compare the newest two with their original", f"/compare?{urlencode(sides)}")
-            elif not running:
+            elif not shown:
                 paragraph("Models that are made here appear here, what was measured beside what was predicted.", "soft")
 
     def _result(self, one: Outcome) -> list[object]:

@@ -34,17 +34,18 @@ def register(bench: Workbench) -> None:
     """Put the screen at its address."""
 
     @ui.page("/server")
-    async def server(model: str = "", adapter: str = "") -> None:
-        screen = await opened(bench, "Server", ABOUT, lambda: _Screen(bench, model, adapter))
+    async def server(model: str = "", adapter: str = "", kv: str = "") -> None:
+        adapters = [adapter] if adapter else []
+        form = Form(model=model, kv_config=kv, adapters=adapters, adapter_dir=str(bench.place.folder("adapters")))
+        screen = await opened(bench, "Server", ABOUT, lambda: _Screen(bench, form))
         screen.picker.renew()
 
 
 class _Screen:
     """The form, and what runs."""
 
-    def __init__(self, bench: Workbench, model: str, adapter: str) -> None:
-        self.bench = bench
-        self.form = Form(model=model, adapters=[adapter] if adapter else [], adapter_dir=str(bench.place.folder("adapters")))
+    def __init__(self, bench: Workbench, form: Form) -> None:
+        self.bench, self.form = bench, form
         self.shown: tuple[object, ...] = ("nothing yet",)
         self.before: tuple[float, float] | None = None
         self.running = box("stack")
@@ -84,7 +85,8 @@ class _Screen:
         return self.form.words() if self.form.model else replace(self.form, model="MODEL").words()
 
     def _text(self, label: str, name: str) -> None:
-        ui.input(label, on_change=lambda event: self._set(name, str(event.value or ""))).props("outlined dense")
+        field = ui.input(label, value=getattr(self.form, name), on_change=lambda event: self._set(name, str(event.value or "")))
+        field.props("outlined dense")
 
     def _number(self, label: str, name: str) -> None:
         field = ui.number(label, value=getattr(self.form, name), min=0, max=65535, format="%d")

@@ -16,7 +16,7 @@ FINEST = 1e-6  # of the first level; what is less is rounding
 
 def comparison_view(found: Comparison) -> None:
     """Show it here."""
-    table(["model", "size", "bits", "KL, nats", "p99", "perplexity"], _rows(found), right=(1, 2, 3, 4, 5), label="Models")
+    table(["model", "weights", "bits", "KL, nats", "p99", "perplexity"], _rows(found), right=(1, 2, 3, 4, 5), label="Models")
     heading("Token by token", 3)
     _Tokens(found)
     _texts(found)

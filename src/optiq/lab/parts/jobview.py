@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nicegui import ui
 
 from optiq.errors import OptiqError
-from optiq.lab.jobs.job import ALIVE, OPEN, RESUMABLE, Job, State
+from optiq.lab.jobs.job import ALIVE, OPEN, RESUMABLE, SERVER, Job, State
 from optiq.lab.jobs.log import Log, Stage
 from optiq.lab.jobs.queue import Queue
 from optiq.lab.parts.command import CommandBox
@@ -26,6 +26,11 @@ SIGNS = {
     State.CANCELLED: "cancelled",
     State.INTERRUPTED: "interrupted",
 }
+
+
+def sign(job: Job) -> str:
+    """A job's state in a word; who ends a server has not cancelled anything."""
+    return "stopped" if job.kind == SERVER and job.state is State.CANCELLED else SIGNS[job.state]
 
 
 class JobView:
@@ -54,8 +59,8 @@ class JobView:
             with lines:
                 self._lines = words("", "code")
         self._renew()
-        if self._was_open:
-            self._timer = ui.timer(RENEW_S, self._renew)
+        if job.state is not State.DONE:  # one that ended early may be resumed
+            ui.timer(RENEW_S, self._renew)
 
     def _renew(self) -> None:
         try:
@@ -83,7 +88,7 @@ class JobView:
 
 
 def _state(job: Job) -> None:
-    words(SIGNS[job.state], "span", f"state state-{job.state}").props('role="status"')
+    words(sign(job), "span", f"state state-{job.state}").props('role="status"')
 
 
 def controls(queue: Queue, job: Job) -> None:
@@ -98,12 +103,12 @@ def controls(queue: Queue, job: Job) -> None:
 
         return carry_out
 
-    if job.state is State.RUNNING and job.kind != "serve":
+    if job.state is State.RUNNING and job.kind != SERVER:
         button("Pause", act(queue.pause), "quiet", label=f"Pause job {job.id}")
     if job.state is State.PAUSED or job.state in RESUMABLE:
         button("Resume", act(queue.resume), "quiet", label=f"Resume job {job.id}")
     if job.state in OPEN:
-        button("Stop" if job.kind == "serve" else "Cancel", act(queue.cancel), "danger", label=f"Cancel job {job.id}")
+        button("Stop" if job.kind == SERVER else "Cancel", act(queue.cancel), "danger", label=f"Cancel job {job.id}")
 
 
 def progress(job: Job, log: Log) -> None:

@@ -89,7 +89,8 @@ def _picture(report: Report) -> dict[str, Any]:
         "silent": True,
         "label": {"position": "bottom", "distance": 12, "color": charts.SOFT},
     }
-    legend = {**charts.LEGEND, "data": [one["name"] for one in series]}
+    legend = {**charts.LEGEND, "orient": "vertical", "itemGap": 6, "data": [one["name"] for one in series]}
+    grid = {"left": 64, "right": 24, "top": 20 + 20 * count, "bottom": 52}
     y = charts.axis(
         "right answers, %",
         min=0,
@@ -99,7 +100,7 @@ def _picture(report: Report) -> dict[str, Any]:
         axisLine={"onZero": False, "lineStyle": {"color": charts.GRID}},
     )
     tooltip = {"renderMode": "richText", "confine": True, "formatter": "{b}"}
-    return charts.options(x, y, [*series, under], legend=legend, tooltip=tooltip)
+    return charts.options(x, y, [*series, under], legend=legend, grid=grid, tooltip=tooltip)
 
 
 def _flips(report: Report) -> None:

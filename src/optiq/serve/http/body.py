@@ -18,6 +18,7 @@ from optiq.serve.http.problem import Kind, Problem, Refusal
 
 B = TypeVar("B", bound=BaseModel)
 
+DEEPEST = 128  # objects and lists within each other; what walks a schema or a conversation uses some calls for each
 LONGEST_SHOWN = 60  # characters of a wrong value in a message
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -57,11 +58,13 @@ def parsed(raw: bytes) -> dict[str, Any]:
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except RecursionError:
-        raise invalid("", "the body is nested too deeply, expected a JSON object") from None
+        raise _too_deep() from None
     except (ValueError, InputError) as error:
         raise invalid("", f"the body is not valid JSON ({error}), expected a JSON object") from None
     if not isinstance(data, dict):
         raise invalid("", f"the body is a JSON {type(data).__name__}, expected an object")
+    if _deeper(data, DEEPEST):
+        raise _too_deep()
     return _whole(data) if b"\\u" in raw else data
 
 
@@ -96,6 +99,19 @@ def _path(data: Any, loc: tuple[int | str, ...]) -> list[int | str]:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
+
+
+def _too_deep() -> Refusal:
+    return invalid("", f"the body is nested too deeply, expected at most {DEEPEST} objects and lists within each other")
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether more than so many objects and lists lie within each other."""
+    level = [value]
+    for _ in range(most):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+    return bool(level)
 
 
 def _no_constant(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 Whatever is raised below becomes a `Problem`. An exception that is not ours is a bug of the server: its traceback goes to the log
 with the request's id, and the client hears no more than that. Prompts are never logged: a line has method, path, status, time.
+What is asked every second, and answered, is logged for debugging alone: it would bury the rest.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from optiq.serve.http.problem import Kind, Problem, Surface, problem_of
 
 ID = "optiq.request_id"  # where routes find it in the scope
 _logger = logging.getLogger("optiq.serve.http")
+POLLED = ("/health", "/ready", "/metrics")
 _KINDS = {404: Kind.UNKNOWN, 405: Kind.METHOD}
 
 
@@ -60,7 +62,8 @@ class Edge:
                 await self._answer(problem, headers, scope, receive, named)
         finally:
             seconds = time.perf_counter() - start
-            _logger.info("%s %s %s %d %.3f s", name, scope["method"], _printable(scope["path"]), status, seconds)
+            level = logging.DEBUG if status == 200 and scope["path"] in POLLED else logging.INFO
+            _logger.log(level, "%s %s %s %d %.3f s", name, scope["method"], _printable(scope["path"]), status, seconds)
 
     def surface(self, path: str) -> Surface:
         """Whose path it is."""

@@ -82,6 +82,10 @@ class NamedTool(Body):
     allowed_tools: dict[str, Any] | None = None
 
 
+# Characters. A reply to a regular expression of half a million took half a minute, in which the engine did nothing else.
+LONGEST_GRAMMAR = 100_000
+
+
 class SchemaField(Body):
     """A schema with a name."""
 
@@ -96,7 +100,7 @@ class Format(Body):
 
     type: Literal["text", "json_object", "json_schema", "regex", "lark"]
     json_schema: SchemaField | None = None
-    grammar: str | None = None
+    grammar: Annotated[str | None, Field(max_length=LONGEST_GRAMMAR)] = None
 
     def spec(self, field: str) -> GrammarSpec | None:
         """The grammar; None where any text will do."""

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from optiq.models.chat import TEMPLATE_FAILURES
 from optiq.models.thinking import KNOWN
 from optiq.serve.parse.deltas import gather
 from optiq.serve.parse.tools import FORMATS
 from optiq.serve.parse.tools.parser import ToolParser
 from optiq.serve.parse.tools.schema import Tools
-from optiq.serve.template import FAILURES, compiled
+from optiq.serve.template import compiled
 
 # A number alone, and compared as text: some templates write strings without quotes, others put quotes around numbers.
 NAME, ARGUMENTS = "probe_weather", {"days": 3}
@@ -63,7 +64,7 @@ def _renderings(template: str) -> Iterator[str]:
     """What the template writes of a turn with one call, for each way in which templates want the call's arguments."""
     try:
         writer = compiled(template)
-    except FAILURES:
+    except TEMPLATE_FAILURES:
         return
     for arguments in (ARGUMENTS, json.dumps(ARGUMENTS)):
         call = {"id": CALL_ID, "type": "function", "function": {"name": NAME, "arguments": arguments}}
@@ -77,7 +78,7 @@ def _renderings(template: str) -> Iterator[str]:
             try:
                 text = writer.render(messages=shown, **values)
                 opened = writer.render(messages=messages[:1], add_generation_prompt=True, **values)
-            except FAILURES:
+            except TEMPLATE_FAILURES:
                 continue  # it wants its calls in another way, or none at all
             yield from _turns(text, opened)
 
