@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lab_hostile import HOSTILE
 from lab_pace import plant_curve
+from lab_process import ROOT
 from lab_speaker import ran
 from optiq.lab import caching, comparing, evaluating, tuning
 from optiq.lab.chat.store import Chats
@@ -37,6 +39,7 @@ def plant(data: Path, models: Path) -> None:
         _json(_below(place.folder("adapters"), name), "adapter_config.json", config)
         _json(_below(place.folder("kv"), name), "kv_config.json", {})
         _json(_below(place.folder("data"), name), "train.jsonl", {"text": text})
+    _tensors(models / "tensors")
     _data(place.folder("data"))
     plant_curve(data, HOSTILE)
     _caches(caching.Study(place, MODEL))
@@ -58,6 +61,17 @@ def _json(folder: bytes, file: str, content: Mapping[str, Any]) -> None:
     os.makedirs(folder, exist_ok=True)
     with open(folder + b"/" + file.encode(), "w") as out:
         json.dump(content, out)
+
+
+def _tensors(folder: Path) -> None:
+    """A checkpoint that can be inspected, its tensors and its config's fields called so."""
+    folder.mkdir()
+    config = json.loads((ROOT / "examples" / "tiny-qwen3.5" / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": HOSTILE, "_name_or_path": HOSTILE[1]}))
+    names = [f"model.layers.{n}.{text}.weight" for n, text in enumerate(HOSTILE)]
+    head = {name: {"dtype": "F32", "shape": [4, 4], "data_offsets": [64 * n, 64 * n + 64]} for n, name in enumerate(names)}
+    told = json.dumps(head).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(told)) + told + bytes(64 * len(names)))
 
 
 def _data(folder: Path) -> None:

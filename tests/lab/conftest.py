@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from lab_process import CHROMIUM, CHROMIUM_FLAGS, Lab, end_lab, start_lab
+from lab_speaker import spoken
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -32,6 +33,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
     found = start_lab(tmp_path_factory.mktemp("lab") / "data", str(tiny_model.parent))
     yield found
     assert end_lab(found) == 0
+
+
+@pytest.fixture
+def talking_lab(tmp_path: Path) -> Iterator[Lab]:
+    """A workbench of its own, with a stand-in for a server that says and runs what it is told."""
+    pytest.importorskip("nicegui", reason="the workbench's library is not installed (pip install 'optiq[lab]')")
+    with spoken(tmp_path / "data"):
+        found = start_lab(tmp_path / "data")
+        yield found
+        assert end_lab(found) == 0
 
 
 @pytest.fixture(scope="module")

@@ -53,3 +53,22 @@ def test_a_screen_has_no_serious_problem(lab: Lab, visit: Callable[..., Visit], 
         one.evaluate("element => { element.open = true }")
     seen.page.wait_for_timeout(300)
     assert problems(seen, axe) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_conversation_with_cards_has_no_serious_problem(
+    talking_lab: Lab, visit: Callable[..., Visit], axe: str, scheme: str
+) -> None:
+    seen = visit(talking_lab, "/chat", 390, scheme)
+    page = seen.page
+    page.get_by_text("speaker at").wait_for()
+    page.get_by_label("Message").fill("run:" + "a_very_long_word " * 3 + "x" * 400)
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Regenerate").wait_for()
+    page.locator(".turn-card summary").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.matches('.turn-card pre')")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert problems(seen, axe) == []

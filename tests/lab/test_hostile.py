@@ -18,10 +18,15 @@ from lab_hostile import HOSTILE, check
 from lab_hostile_files import MODEL, NAMES, SAID, SHORT, plant
 from lab_process import Lab, end_lab, start_lab
 from lab_speaker import spoken
+from optiq import files
+from optiq.evals.page import page as report_page
+from optiq.evals.report import Model, Report
+from optiq.evals.run import Result, Row
+from optiq.evals.task import Answer, Verdict
 from optiq.lab.text import command_text, line, plain
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
     from conftest import Visit
 
@@ -71,6 +76,31 @@ def test_names_and_logs_stay_texts(hostile_lab: Lab, visit: Callable[..., Visit]
     _unfold(seen.page)
     check(seen.page, {"/": FOLDERS, "/jobs": list(map(line, SHORT)), "/server": list(map(line, SAID))}.get(path, []))
     assert seen.outside == [] and seen.problems == []
+
+
+@pytest.mark.slow
+def test_tensors_stay_texts(hostile_lab: Lab, visit: Callable[..., Visit]) -> None:
+    seen = visit(hostile_lab, "/")
+    seen.page.get_by_role("button", name="Inspect tensors").click()
+    seen.page.get_by_role("img", name="Bits of every tensor over the depth of the model").locator("svg").wait_for()
+    _unfold(seen.page)
+    check(seen.page, [plain(text) for text in HOSTILE])
+    assert seen.outside == [] and seen.problems == []
+
+
+@pytest.mark.slow
+def test_the_page_that_an_evaluation_writes_keeps_texts(browser: Browser, tmp_path: Path) -> None:
+    head = {"task": HOSTILE[1], "options": dict.fromkeys(HOSTILE, HOSTILE[2]), "data": []}
+    rows = [Row(text, Answer(text), Verdict(bool(n % 2), {"part": text, "note": text})) for n, text in enumerate(HOSTILE)]
+    far = {"kl": {"mean": 0.1, "ci95": [0.1, 0.2], "by_domain": dict.fromkeys(HOSTILE, 0.1)}, "perplexity": 2.0}
+    one, other = (Model(text, {HOSTILE[1]: Result(head, tuple(rows))}, 1000, 4.0, far) for text in HOSTILE[:2])
+    files.write_text(tmp_path / "report.html", report_page(Report((one, other), HOSTILE), HOSTILE[0]))
+    page, asked = browser.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "report.html").as_uri())
+    found = page.evaluate("() => [window.hostile ?? null, document.querySelectorAll('[data-hostile]').length]")
+    assert found == [None, 0] and len(asked) == 1 and HOSTILE[0] in page.inner_text("h1")
+    page.close()
 
 
 @pytest.mark.slow

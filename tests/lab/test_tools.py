@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab_process import Lab, end_lab, start_lab
-from lab_speaker import announce, ran, spoken
+from lab_speaker import announce, ran
 from optiq.errors import ResourceError
 from optiq.lab.chat.cards import Card, cards, run_card
 from optiq.lab.chat.store import Chats
@@ -49,16 +49,6 @@ def test_fences_of_an_export_hold_whatever_a_program_prints(tmp_path: Path) -> N
     assert [card.title for card in cards(chats.messages(chat.id)[0].facts)][1] == "<b>"
 
 
-@pytest.fixture
-def talking_lab(tmp_path: Path) -> Iterator[Lab]:
-    """A workbench with the stand-in for a server."""
-    pytest.importorskip("nicegui", reason="the workbench's library is not installed (pip install 'optiq[lab]')")
-    with spoken(tmp_path / "data"):
-        lab = start_lab(tmp_path / "data")
-        yield lab
-        assert end_lab(lab) == 0
-
-
 def _ask(page: Page, question: str) -> Locator:
     """Ask with the tool, and wait for the card of what ran."""
     page.get_by_text("Settings of this chat").click()
@@ -92,6 +82,22 @@ def test_a_run_is_a_card_that_stays_with_the_chat(talking_lab: Lab, visit: Calla
     page.get_by_role("option", name="Python, in a sandbox").click()
     page.locator("figure.command code", has_text="optiq serve m --port 8080 --tools python").wait_for()
     assert seen.outside == [] and seen.problems == []
+
+
+def test_a_reply_stays_in_its_chat_when_another_one_is_opened(talking_lab: Lab, visit: Callable[..., Visit]) -> None:
+    seen = visit(talking_lab, "/chat")
+    page = seen.page
+    page.get_by_text("speaker at").wait_for()
+    page.get_by_label("Message").fill("slowly 500: go on")
+    page.keyboard.press("Enter")
+    page.locator(".turn-other", has_text="word after word").wait_for()
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_role("button", name="Send").wait_for()
+    page.wait_for_timeout(500)
+    assert page.locator(".turn").count() == 0
+    page.locator(".chat-entry", has_text="slowly 500").click()
+    page.locator(".turn-other", has_text="word after word").wait_for()
+    assert page.locator(".turn").count() == 2 and seen.problems == []
 
 
 @pytest.fixture
