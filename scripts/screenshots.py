@@ -33,7 +33,7 @@ from optiq.lab.pages.navigation import SCREENS, Screen  # noqa: E402
 from optiq.lab.place import slug  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
-LARGEST_BYTES, COLOURS = 100_000, 64
+LARGEST_BYTES, COLOURS = 100_000, 160
 SIZE = {"width": 1180, "height": 820}
 ASKED = "Which tensors of a hybrid model keep more bits, and why?"
 SAID = """Those whose rounding changes what the model says the most: the embedding,
