@@ -164,6 +164,7 @@ def evaluate(page: Page, data: Path) -> None:
     page.get_by_role("link", name=f"Evaluate {SMALL} against its original").click()
     page.get_by_role("combobox", name="Compare with").fill(LARGE)
     page.get_by_role("option", name=LARGE).click()
+    page.locator("code", has_text=f"{LARGE} -o").wait_for()
     page.get_by_role("combobox", name="Tasks; all where none is chosen").click()
     for task in ("gsm8k", "hashhop"):
         page.get_by_role("option", name=task).click()

@@ -81,9 +81,10 @@ class ModelPicker:
         self._select.set_options(options, value=value or None)
 
     def renew(self) -> None:
-        """Offer what the library has now."""
+        """Offer what the library has now; a list that is the same stays, as somebody may be choosing from it."""
         kept, self._offered = self.value, self._library.models
         options = self._options()
         if kept and kept not in options:
             options[kept] = line(kept)
-        self._select.set_options(options, value=kept or None)
+        if options != self._select.options:
+            self._select.set_options(options, value=kept or None)
