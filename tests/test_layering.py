@@ -11,6 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "optiq"
 
 # Rank by first folder or file below src/optiq; equal ranks never import each other.
 ORDER = [
+    ["__main__"],
     ["cli"],
     ["lab"],
     ["evals"],

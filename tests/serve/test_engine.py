@@ -133,7 +133,7 @@ def test_a_row_that_raises_ends_alone(loaded, monkeypatch):
 
     monkeypatch.setattr(target._jobs[bad].grammar, "mask", broken)
     found = replies(events + target.run())
-    assert found[bad][2].finish is Finish.FAILED and found[bad][2].error == "too complex"
+    assert found[bad][2].finish is Finish.REFUSED and found[bad][2].error == "too complex"
     assert all(found[name][2].finish is Finish.LENGTH and len(found[name][0]) == 30 for name in good)
     assert not target.budget.promised and target.load().cache_bytes == 0
 

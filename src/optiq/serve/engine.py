@@ -369,7 +369,8 @@ class Engine:
         """A request could not go on."""
         self.counters["failures"] += 1
         text = str(error) if isinstance(error, OptiqError) else f"{type(error).__name__}: {error}"
-        self._close(job, job.end(Finish.FAILED, text.splitlines()[0] if text else type(error).__name__))
+        finish = Finish.REFUSED if isinstance(error, InputError) else Finish.FAILED
+        self._close(job, job.end(finish, text.splitlines()[0] if text else type(error).__name__))
 
     def _close(self, job: Job, ended: Finished) -> None:
         """A request is gone: its row, its memory, its place in the line."""

@@ -102,6 +102,7 @@ class Finish(enum.StrEnum):
     STOP = "stop"  # a stop token or string, or a grammar that is complete
     LENGTH = "length"  # max_tokens
     CANCELLED = "cancelled"  # somebody asked for it
+    REFUSED = "refused"  # it asks for what cannot be, which showed on the way; `Finished.error` says what
     FAILED = "failed"  # a step of it raised; `Finished.error` says what
 
 

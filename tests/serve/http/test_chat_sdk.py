@@ -265,6 +265,14 @@ def test_other_formats_are_enforced(tiny, kind):
     assert {"json_object": text.lstrip()[:1] == "{", "regex": set(text) <= set("ab"), "lark": set(text) <= set("xy")}[kind]
 
 
+def test_a_grammar_that_fails_on_the_way_is_the_requests_fault(tiny):
+    lark = {"type": "lark", "grammar": "start: start"}
+    with pytest.raises(openai.BadRequestError, match="grammar"):
+        client(tiny).chat.completions.create(
+            model="tiny", messages=say("hello"), max_tokens=9, response_format=lark, reasoning_effort="none"
+        )
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "set_level"}}])
 @pytest.mark.parametrize("thinks", [True, False])
 def test_calls_are_enforced(tiny, choice, thinks):

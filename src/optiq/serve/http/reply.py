@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from optiq.errors import InputError
 from optiq.sandbox import Outcome
 from optiq.serve.gateway import Gateway, Unavailable
 from optiq.serve.parse.deltas import CallEnd, CallStart, Delta, Message, gather
@@ -102,6 +103,8 @@ def up_to_call(deltas: Sequence[Delta]) -> list[Delta]:
 
 def _check(finished: Finished) -> None:
     """A reply that did not come to its own end is none."""
+    if finished.finish is Finish.REFUSED:
+        raise InputError(finished.error)
     if finished.finish is Finish.FAILED:
         raise Unavailable(f"the engine failed at this request: {finished.error}")
     if finished.finish is Finish.CANCELLED:
