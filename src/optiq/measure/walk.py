@@ -94,9 +94,9 @@ def backward(stream: Stream, ids: np.ndarray, store: HiddenStore, score: Score, 
         stage.advance()
 
 
-def batches(ids: np.ndarray, width: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of one batch each, for hidden states of this width."""
-    rows = max(1, BATCH_FLOATS // (ids.shape[1] * max(width, 256)))
+def batches(ids: np.ndarray, width: int, tokens: int = 1) -> Iterator[tuple[int, int]]:
+    """Row ranges of one batch each, for hidden states of this width; at least so many tokens each, where there are as many."""
+    rows = max(1, BATCH_FLOATS // (ids.shape[1] * max(width, 256)), tokens // ids.shape[1])
     for start in range(0, len(ids), rows):
         yield start, min(start + rows, len(ids))
 
