@@ -23,10 +23,11 @@ def test_a_folder_whose_name_is_not_utf8_is_listed_as_json(tmp_path: Path, capfd
     broken = Path(f"{tmp_path}/odd \udcff")
     broken.mkdir()
     (broken / "config.json").write_text('{"model_type": "qwen3"}')
-    for words, code in ((["list", str(tmp_path)], 0), (["inspect", str(broken)], 2)):
-        assert main([*words, "--json"]) == code
-        told = capfdbinary.readouterr().out.decode("utf-8")
-        assert "odd \\udcff" in told and "odd \udcff" in json.dumps(json.loads(told), ensure_ascii=False)
+    assert main(["list", str(tmp_path), "--json"]) == 0
+    told = capfdbinary.readouterr().out.decode("utf-8")
+    assert "odd \\udcff" in told and "odd \udcff" in json.dumps(json.loads(told), ensure_ascii=False)
+    assert main(["inspect", str(broken), "--json"]) == 2
+    assert "is not UTF-8 text" in json.loads(capfdbinary.readouterr().out)["error"]["message"]
     assert main(["list", str(tmp_path)]) == 0
     assert b"odd \\udcff" in capfdbinary.readouterr().out
 
