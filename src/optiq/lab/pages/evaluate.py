@@ -144,7 +144,7 @@ class _Screen:
                 paragraph("Reports of finished runs appear here.", "soft")
                 return
             if len(found) > 1:
-                charts.chart(_over_time(found), "Capability scores over time")
+                charts.Chart(_over_time(found), "Capability scores over time")
             rows = [self._row(one) for one in found]
             table(["when", "models", "tasks", "mean of its tasks", "finding", "actions"], rows, label="History")
         if first:

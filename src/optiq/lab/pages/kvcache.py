@@ -126,7 +126,7 @@ class _Screen:
         length.props("outlined dense")
         slider = ui.slider(min=round(low, 2), max=round(high, 2), step=0.01, value=round(self.bits, 2), on_change=self._slid)
         slider.props('label color=primary aria-label="Budget in bits per value"')
-        self.picture = charts.chart(self._picture(), "Predicted KL over the mean width, with the chosen budget")
+        self.picture = charts.Chart(self._picture(), "Predicted KL over the mean width, with the chosen budget")
         self._follow()
 
     def _context_chosen(self, event: ValueChangeEventArguments[Any]) -> None:
@@ -138,7 +138,7 @@ class _Screen:
         self._follow()
         point = self.curve.within(self.bits)
         mark = {"id": "mark", "data": [{"value": [point.bits, point.kl], "name": "this budget"}]}
-        self.picture.run_chart_method("setOption", {"series": [mark]})
+        self.picture.merge({"series": [mark]})
         self.make.show()
 
     def _follow(self) -> None:

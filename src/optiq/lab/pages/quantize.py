@@ -205,7 +205,7 @@ class _Screen:
         self.figures = figures([("size", ""), ("bits per weight", ""), ("predicted KL", "")])
         ends = math.ceil(100 * low) / 100, math.floor(100 * high) / 100
         Slider(*ends, 0.01, round(self.budget, 2), "Budget in bits per weight", self._slid)
-        self.picture = charts.chart(self._picture(), "Predicted KL over bits per weight, with the chosen budget")
+        self.picture = charts.Chart(self._picture(), "Predicted KL over bits per weight, with the chosen budget")
         with folded("The command behind the curve"):
             CommandBox(self.study.curve_words())
         self.convert_box = CommandBox()
@@ -217,7 +217,7 @@ class _Screen:
         self._follow()
         point = self.curve.between(self.budget)
         mark = {"id": "mark", "data": [{"value": [point.bits, point.kl], "name": "this budget"}]}
-        self.picture.run_chart_method("setOption", {"series": [mark]})
+        self.picture.merge({"series": [mark]})
 
     def _follow(self) -> None:
         """Figures and command for the budget as it is."""
@@ -247,7 +247,7 @@ class _Screen:
             self._commands()
 
     def _converted(self, job: Job, log: Log) -> None:
-        charts.renew(self.picture, self._picture())
+        self.picture.draw(self._picture())
         self._show_results()
         self._commands()
 

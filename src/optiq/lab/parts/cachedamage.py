@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nicegui import ui
-
 from optiq.lab.caching import SIDES, Damage
 from optiq.lab.parts import charts
 
@@ -24,5 +22,5 @@ def cache_damage(rows: Sequence[Damage]) -> None:
             cells.append((column, at, value, f"layer {row.layer}, {side} at {bits} bits: {damage:.3g}"))
     scale = charts.scale_map(min(values, default=0), max(values, default=1), ("log10 of nats per token", ""))
     content = charts.heatmap(names, [str(row.layer) for row in rows], cells, visualMap=scale)
-    made: ui.echart = charts.chart(content, "Damage of packed keys and values by layer and width", tall=True)
+    made = charts.Chart(content, "Damage of packed keys and values by layer and width", tall=True)
     made.style(f"height: {150 + 26 * len(names)}px")

@@ -1,7 +1,7 @@
 """Pictures: options for ECharts, drawn as SVG whose colours are the page's own, so that light and dark need no second picture.
 
-Data are values and labels in lists, never keys (the UI library runs keys that begin with a colon) and never HTML (tooltips are
-drawn as text).
+Data are never HTML (tooltips are drawn as text). The UI library's own element is not used: it runs options whose keys begin with
+a colon, and fails where it is removed before it has drawn.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nicegui import ui
+import nicegui.elements.echart.echart  # noqa: F401  has ECharts as a module of the browser
+from nicegui.element import Element
 
 from optiq.lab.text import line
 
@@ -80,19 +81,28 @@ def mark_series(points: Sequence[tuple[float, float, str]], colour: str = SECOND
     }
 
 
-def chart(content: Mapping[str, Any], label: str, tall: bool = False) -> ui.echart:
-    """Draw it; ``label`` is what a screen reader says of it."""
-    made = ui.echart(dict(content), renderer="svg").classes("chart tall" if tall else "chart")
-    made.props('role="img"')
-    made.props["aria-label"] = line(label)
-    return made
+class Chart(Element, component="chart.js"):
+    """A picture.
 
+    Args:
+        content: options for ECharts.
+        label: what a screen reader says of it.
+        tall: for pictures of many rows.
+    """
 
-def renew(made: ui.echart, content: Mapping[str, Any]) -> None:
-    """Draw other content in the same place."""
-    made.options.clear()
-    made.options.update(content)
-    made.update()
+    def __init__(self, content: Mapping[str, Any], label: str, tall: bool = False) -> None:
+        super().__init__()
+        self.classes("chart tall" if tall else "chart").props('role="img"')
+        self.props["aria-label"], self.props["options"] = line(label), dict(content)
+
+    def draw(self, content: Mapping[str, Any]) -> None:
+        """Other content in the same place."""
+        self.props["options"] = dict(content)
+        self.update()
+
+    def merge(self, part: Mapping[str, Any]) -> None:
+        """Some options anew; series are found by their id."""
+        self.run_method("merge", dict(part))
 
 
 def heatmap(

@@ -25,8 +25,8 @@ def inspection(report: Mapping[str, Any]) -> None:
         rows.append(("measured KL", f"{measured['mean']:.5f}"))
     figures(rows)
     with box("halves"):
-        charts.chart(_bits(report["tensors"]), "Bits of every tensor over the depth of the model", tall=True)
-        charts.chart(_bytes(report["kinds"]), "Bytes by kind of tensor and bits", tall=True)
+        charts.Chart(_bits(report["tensors"]), "Bits of every tensor over the depth of the model", tall=True)
+        charts.Chart(_bytes(report["kinds"]), "Bytes by kind of tensor and bits", tall=True)
     with folded("Details"):
         facts(_details(report))
     with folded(f"All {len(report['tensors'])} tensors"):

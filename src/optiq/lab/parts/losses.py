@@ -13,17 +13,17 @@ from optiq.lab.tuning import Losses
 RENEW_S = 0.7
 
 
-def losses_picture(read: Callable[[], Losses], live: bool) -> ui.echart:
+def losses_picture(read: Callable[[], Losses], live: bool) -> charts.Chart:
     """Draw what ``read`` finds; anew while it is ``live``."""
     seen = read()
-    picture = charts.chart(_options(seen), "Loss over steps")
+    picture = charts.Chart(_options(seen), "Loss over steps")
 
     def renew() -> None:
         nonlocal seen
         found = read()
         if found != seen:
             seen = found
-            charts.renew(picture, _options(found))
+            picture.draw(_options(found))
 
     if live:
         ui.timer(RENEW_S, renew)

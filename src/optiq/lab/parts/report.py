@@ -22,7 +22,7 @@ def report_view(report: Report) -> None:
     rows += [_model_row(report, name) for name in ("size", "bits per weight", "KL", "perplexity") if _has(report, name)]
     table(head, rows, right=tuple(range(1, 2 + len(models))), label="Scores")
     paragraph("Shares of right answers with 95 % intervals. Size is an axis of its own and in no score.", "soft small")
-    charts.chart(_picture(report), "Scores by task with their intervals")
+    charts.Chart(_picture(report), "Scores by task with their intervals")
     if missing := report.data.get("missing_tasks"):
         note(f"The mean lacks {', '.join(map(str, missing))}: it is comparable only with reports on the same tasks.")
     _flips(report)

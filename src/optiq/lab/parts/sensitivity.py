@@ -27,10 +27,10 @@ def sensitivity(path: Path) -> None:
     widths = sorted({option.bits for item in found.items for option in item.options})
     first = 4 if 4 in widths else widths[0]
     unit = "log10 of nats per token" if found.facts.get("metric") == "kl_nats_per_token" else "log10 of a relative score"
-    picture = charts.chart(_picture(found.items, first, unit), f"Damage of every tensor at {first} bits over depth", tall=True)
+    picture = charts.Chart(_picture(found.items, first, unit), f"Damage of every tensor at {first} bits over depth", tall=True)
 
     def show(bits: int) -> None:
-        charts.renew(picture, _picture(found.items, bits, unit))
+        picture.draw(_picture(found.items, bits, unit))
 
     if len(widths) > 1:
         with ui.element("div").classes("bar"):
