@@ -25,7 +25,8 @@ HEAD = """\
 
 `optiq --help` lists the commands, `optiq COMMAND --help` shows what stands here, `optiq --version` the version. Results go
 to stdout and progress to stderr. Exit codes: 0 done, 2 something that the user can mend, 1 a bug, 130 interrupted, 143
-terminated. [Converting a model](guides/convert.md) explains `optiq convert` and `optiq plan` at length,
+terminated, 129 its terminal was closed, 141 the reader of its output went away.
+[Converting a model](guides/convert.md) explains `optiq convert` and `optiq plan` at length,
 [generating text](guides/generate.md) `optiq generate` and `optiq bench`, [fine-tuning](guides/fine-tuning.md) `optiq lora`,
 [evaluating a model](guides/evaluation.md) `optiq eval` and `optiq compare`.
 """
