@@ -50,8 +50,10 @@ def refit(weight: mx.array, coded: Coded, gram: mx.array, dtype: mx.Dtype, sweep
             parts[i // g] = (codes, scale, bias)
             mx.eval(inside, changes[-1], codes, scale, bias)
         change = mx.concatenate(changes, axis=1)
-        outside = [residual[:, a:z] - change @ gram[first:last, a:z] for a, z in ((0, first), (last, width))]
-        residual = mx.concatenate([outside[0], inside, outside[1]], axis=1)
+        parted = [(a, z) for a, z in ((0, first), (first, last), (last, width)) if a < z]
+        residual = mx.concatenate(
+            [inside if a == first else residual[:, a:z] - change @ gram[first:last, a:z] for a, z in parted], axis=1
+        )
         mx.eval(residual)
     stacked = mx.concatenate([part[0] for part in parts], axis=1).astype(mx.uint32)
     scales, biases = (mx.stack([part[n] for part in parts], axis=1) for n in (1, 2))
