@@ -55,7 +55,7 @@ inline void pack_queries(const Attention& a, int64_t batch, int64_t group, int64
 
 // scores[j, r] for sixteen rows and keys [first, last); rows of scores up to the next multiple of 16 are written.
 inline void score_tile(const Attention& a, const bf16* k, int64_t count, const uint32_t* q, uint16_t* tail, float* scores,
-                Fetcher& fetcher) {
+                       Fetcher& fetcher) {
     const int64_t step = a.k.row * 2;
     int64_t j = 0;
     for (; j + 64 <= count; j += 64) {
@@ -102,7 +102,7 @@ inline void score_tile(const Attention& a, const bf16* k, int64_t count, const u
 
 // Sixteen rows' scores become weights in two bfloat16 parts, as tiles [16 rows, 32 keys]. Lanes are rows.
 inline void weigh_tile(const Attention& a, int64_t batch, int64_t group, int64_t row, int64_t first, int64_t last, float* scores,
-                uint32_t* weights, vf* m, vf* l, Fetcher& fetcher) {
+                       uint32_t* weights, vf* m, vf* l, Fetcher& fetcher) {
     const int64_t count = last - first, padded = round_up(count, 32);
     vi from{}, to{};
     for (int i = 0; i < 16; i++) {
@@ -182,7 +182,7 @@ inline void in_order(const float* from, float* to) {
 }
 
 inline void block_tiled(const Attention& a, int64_t batch, int64_t group, int64_t first, int64_t last, Fetcher& fetcher, float* partial,
-                 void* scratch) {
+                        void* scratch) {
     const TiledScratch t(a, scratch);
     const int64_t rows = row_count(a), stride = partial_stride(a), count = last - first, steps = (count + 31) / 32;
     const bf16 *k = row_of<bf16>(a.k, batch, group, first), *v = row_of<bf16>(a.v, batch, group, first);

@@ -26,7 +26,8 @@ inline vf clip(vf x, float top) {
     return x > most ? most : x;
 }
 
-// Sixteen rows as columns of vectors, one lane a row; rows that do not exist are zeros.
+// Sixteen rows as columns of vectors, one lane a row; rows that do not exist are zeros, and what comes of them is
+// not stored.
 inline void gather(const float* const* rows, int count, int64_t width, vf* columns) {
     for (int64_t j = 0; j < width; j += 16) {
         vf square[16]{};
@@ -47,17 +48,11 @@ inline void scatter(const vf* columns, int count, int64_t width, float* rows) {
     }
 }
 
-inline vf lanes(const float* x, int count, float otherwise) {
-    vf found = splat(otherwise);
-    for (int i = 0; i < count; i++) found[i] = x[i];
-    return found;
-}
-
 void round(const float* const* w, const float* s, const float* b, int rows, const float* t, const float* p, int64_t width, float top,
            float* codes, float* errors) {
     vf x[kFeedbackWidth], q[kFeedbackWidth];
     gather(w, rows, width, x);
-    const vf scale = lanes(s, rows, 1.f), bias = lanes(b, rows, 0.f);
+    const vf scale = load_part(s, rows), bias = load_part(b, rows);
     for (int64_t j = 0; j < width; j++) {
         q[j] = clip(nearest((x[j] - bias) / scale), top);
         const vf error = (x[j] - (q[j] * scale + bias)) * splat(p[j]);
@@ -73,7 +68,7 @@ void step(const float* const* old, const float* const* r, const float* s, int ro
     vf x[kFeedbackWidth], q[kFeedbackWidth];
     gather(r, rows, width, x);
     gather(old, rows, width, q);
-    const vf scale = lanes(s, rows, 1.f);
+    const vf scale = load_part(s, rows);
     for (int64_t j = 0; j < width; j++) {
         const vf found = clip(nearest(q[j] + x[j] / (splat(h[j * width + j]) * scale)), top);
         const vf change = (found - q[j]) * scale;

@@ -18,12 +18,11 @@ import numpy as np
 
 from optiq.kernels.affine import Coded
 from optiq.kernels.feedback import round_columns
-from optiq.quantize.encoders.refit import refit
+from optiq.quantize.encoders.refit import BLOCK_COLUMNS, refit
 from optiq.quantize.encoders.search import fit_groups
 
 DAMPING = 0.01
 CHUNK_ROWS = 16_384
-BLOCK_COLUMNS = 1024  # a multiple of every group size
 
 
 def gptq(
