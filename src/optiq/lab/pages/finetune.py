@@ -10,11 +10,10 @@ from urllib.parse import urlencode
 from nicegui import ui
 from nicegui.events import UploadEventArguments
 
-from optiq.errors import OptiqError
-from optiq.lab.ask import ask
 from optiq.lab.jobs.job import OPEN, Job
 from optiq.lab.jobs.log import Log
 from optiq.lab.pages.frame import opened
+from optiq.lab.parts.answer import answer
 from optiq.lab.parts.command import CommandBox
 from optiq.lab.parts.elements import box, button, folded, heading, link_button, note, paragraph, say, section, size, table, words
 from optiq.lab.parts.examples import examples
@@ -135,17 +134,9 @@ class _Screen:
         if problem := self.form.missing():
             say(problem, "warning")
             return
-        self.checked.clear()
-        with self.checked:
-            paragraph("Reading …", "soft")
-        try:
-            report = await ask(self.form.check_words())
-        except OptiqError as error:
-            self.checked.clear()
-            with self.checked:
-                note(error, "error")
+        report = await answer(self.checked, self.form.check_words(), "Reading …")
+        if report is None:
             return
-        self.checked.clear()
         with self.checked:
             examples(report)
 

@@ -13,6 +13,7 @@ from optiq.errors import OptiqError
 from optiq.lab.ask import ask
 from optiq.lab.library import Model
 from optiq.lab.pages.frame import frame
+from optiq.lab.parts.answer import answer
 from optiq.lab.parts.command import CommandBox
 from optiq.lab.parts.elements import box, button, heading, link_button, note, paragraph, say, section, size, table, words
 from optiq.lab.parts.inspection import inspection
@@ -115,17 +116,9 @@ class _Screen:
 
     async def _inspect(self, model: Model) -> None:
         command = ["inspect", model.path]
-        self.opened.clear()
-        with self.opened:
-            waiting = paragraph("Reading the headers …", "soft")
-        try:
-            report = await ask(command)
-        except OptiqError as error:
-            waiting.delete()
-            with self.opened:
-                note(error, "error")
+        report = await answer(self.opened, command, "Reading the headers …")
+        if report is None:
             return
-        waiting.delete()
         with self.opened, section(model.title):
             inspection(report)
             CommandBox(command)
@@ -205,17 +198,10 @@ class _Search:
         if not str(self.text.value or "").strip():
             say("write a part of a model's name first", "warning")
             return
-        self.found.clear()
-        with self.found:
-            paragraph("Asking the hub …", "soft")
-        try:
-            rows = (await ask(self.words()))["models"]
-        except OptiqError as error:
-            self.found.clear()
-            with self.found:
-                note(error, "error")
+        found = await answer(self.found, self.words(), "Asking the hub …")
+        if found is None:
             return
-        self.found.clear()
+        rows = found["models"]
         with self.found:
             if rows:
                 head = ["model", "size", "downloads", "here", "actions"]
