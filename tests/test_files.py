@@ -106,6 +106,15 @@ def test_an_existing_directory_is_replaced_only_when_asked(tmp_path: Path, monke
     assert (_names(target), _names(tmp_path)) == (["newer"], ["out"])
 
 
+def test_two_builders_of_one_directory(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(InputError, match="by another process"), files.building(target) as slower:
+        (slower / "slow").write_text("")
+        with files.building(target) as faster:
+            (faster / "fast").write_text("")
+    assert (_names(target), _names(tmp_path)) == (["fast"], ["out"])
+
+
 def test_a_failed_build_leaves_the_old_directory(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()

@@ -308,7 +308,12 @@ def _locked_temporary(target: Path, directory: bool) -> tuple[int, str]:
 
 def _put_in_place(temporary: Path, target: Path, overwrite: bool) -> None:
     if not overwrite or not target.exists():
-        os.rename(temporary, target)
+        try:
+            os.rename(temporary, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise InputError(f"{target} was made by another process in the meantime; choose another name and run again") from None
     elif not _exchange(temporary, target):
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
         os.rename(target, aside / "old")
