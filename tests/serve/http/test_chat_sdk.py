@@ -437,6 +437,8 @@ def test_wrong_prompts(scripted):
         ({"prompt": [[1, 9000]]}, "prompt.0"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "logprobs": -1}, "logprobs"),
+        ({"prompt": "a", "suffix": "z"}, "suffix"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
     ]:
         with pytest.raises(openai.BadRequestError) as caught:
             client(scripted).completions.create(model="tiny", **asked)

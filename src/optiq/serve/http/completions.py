@@ -45,6 +45,8 @@ class CompletionBody(fields.Shaping):
     stream: bool | None = None
     stream_options: fields.StreamOptions | None = None
     n: Annotated[int, Field(ge=1)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    suffix: str | None = None
     max_tokens: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
     stop: fields.Stop = None
     seed: fields.Seed = None
@@ -168,6 +170,10 @@ async def create(context: Context, http: HttpRequest) -> Response:
         raise invalid("n", f"is {asked.n}, expected at most {context.limits.choices}")
     if asked.max_tokens == 0 and not asked.echo:
         raise invalid("max_tokens", "is 0, expected at least 1 unless echo is true")
+    if asked.suffix:
+        raise invalid("suffix", "is given, and texts are only continued at their end here; leave it out")
+    if asked.best_of not in (None, asked.n or 1):
+        raise invalid("best_of", f"is {asked.best_of}, expected n ({asked.n or 1}): every completion is returned here")
     chosen = await context.models.open(asked.model, asked.adapter)
     choices = await asyncio.to_thread(_choices, chosen, asked)
     head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()), "model": chosen.name}
