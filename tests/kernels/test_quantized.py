@@ -9,8 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_levels import at_level, each_level, needs_native
-from optiq.kernels.affine import BITS, GROUP_SIZES
-from optiq.kernels.quantized import dequantize_rows, gather_qmm, gather_reference, quantized_matmul, reference, values
+from optiq.kernels.affine import BITS, GROUP_SIZES, Coded, unpack
+from optiq.kernels.quantized import (
+    dequantize,
+    dequantize_rows,
+    gather_qmm,
+    gather_reference,
+    quantized_matmul,
+    reference,
+    values,
+)
 
 pytestmark = needs_native
 
@@ -209,6 +217,19 @@ def test_embedding_rows(level: str, bits: int, group: int) -> None:
     assert dequantize_rows(indices, *w.parts, **w.layout).dtype == mx.bfloat16
     one = dequantize_rows(mx.array(3), *w.parts, **w.layout, dtype=mx.float32)
     assert mx.array_equal(one, dequantize_rows(mx.array([3]), *w.parts, **w.layout, dtype=mx.float32)[0])
+
+
+@each_level
+@pytest.mark.parametrize("shape", [(48, 256), (3, 8, 128)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_all_values_have_the_bits_of_the_definition(level: str, dtype: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(6)
+    with at_level(level):
+        for bits, group in ALL:
+            w = Weight(rng, *shape, bits=bits, group=group, dtype=dtype)
+            found = dequantize(*w.parts, **w.layout)
+            assert found.dtype == mx.float32 and mx.array_equal(found, values(*w.parts, group, bits))
+            assert mx.array_equal(found, Coded(unpack(w.parts[0], bits), *w.parts[1:], bits, group).dense())
 
 
 def test_the_definition_is_the_formula() -> None:

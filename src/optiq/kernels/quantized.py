@@ -129,6 +129,28 @@ def dequantize_rows(
     return values(codes[indices], scales[indices], biases[indices], group_size, bits).astype(dtype)
 
 
+def dequantize(codes: mx.array, scales: mx.array, biases: mx.array, *, group_size: int, bits: int) -> mx.array:
+    """All of W in float32.
+
+    MLX's own dequantization makes several arrays of that size on a CPU, the native form the result alone. Where scales and
+    biases are values of a 16-bit type, as in files, s q is exact in float32, so that both give the same bits.
+
+    Args:
+        codes: [..., I * bits / 32] uint32.
+        scales: [..., I / group_size], any float type.
+        biases: as `scales`.
+
+    Returns:
+        [..., I]: s q + b.
+    """
+    fast = native.module()
+    if fast is None:
+        return values(codes, scales, biases, group_size, bits)
+    rows = [part.reshape(-1, part.shape[-1]) for part in (codes, scales, biases)]
+    found = fast.dequantize_rows(mx.arange(rows[0].shape[0]), *rows, group_size, bits, mx.float32)
+    return found.reshape(*codes.shape[:-1], -1)
+
+
 def values(codes: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int) -> mx.array:
     """The float32 values of coded rows, [..., I]."""
     return mx.dequantize(codes, *(p.astype(mx.float32) for p in (scales, biases)), group_size=group_size, bits=bits)

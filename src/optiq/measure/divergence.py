@@ -5,7 +5,8 @@
 With it come what both models think likeliest and what the text's own next token costs each, -log p_t(next).
 
 Both models are walked block by block in float32 with dense weights, so that what is compared are the stored values and not one
-machine's quantized arithmetic, and a model need not fit in memory. Only the hidden states after the last block are kept.
+machine's quantized arithmetic, and a model need not fit in memory. Only the hidden states after the last block are kept, and
+what lies outside the blocks of both models is in memory together only while logits are compared.
 
 Shapes: tokens [N, L] give KL [N, L], likeliest tokens [N, L], losses [N, L - 1]. Intervals are bootstraps over rows (documents).
 """
@@ -95,6 +96,7 @@ def divergence(
         _check(first, second)
         kept = HiddenStore((work or Path(scratch)) / f"reference-{tokens.sha256[:16]}")
         walk.forward(first, tokens.ids, kept, events, keep=False, label=f"reference on {tokens.set_name}")
+        first.load_outer()
         store = HiddenStore(Path(scratch) / "candidate")
         walk.forward(second, tokens.ids, store, events, keep=False, label=f"candidate on {tokens.set_name}")
         return _compare(first, kept, second, store, tokens)

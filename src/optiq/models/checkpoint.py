@@ -19,6 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from optiq.errors import ModelError
+from optiq.kernels import quantized
 from optiq.models import arch, shards
 
 SIDE_FILE_KEYS = ("mtp.",)
@@ -248,5 +249,7 @@ def _dense_weight(tensors: dict[str, mx.array], path: str, quantization: dict[st
         if codes.shape[-1] * 32 != scales.shape[-1] * group_size * bits:  # an unnamed path: the shapes decide
             per_group = codes.shape[-1] * 32 // scales.shape[-1]
             group_size, bits = next((g, per_group // g) for g in (64, 32, 128) if per_group % g == 0)
+        if scales.dtype == mx.float32 and biases is not None:
+            return quantized.dequantize(codes, scales, biases, group_size=group_size, bits=bits)
         return mx.dequantize(codes, scales, biases, group_size, bits)
     return mx.dequantize(codes, scales, None, entry["group_size"], entry["bits"], mode=mode).astype(mx.float32)

@@ -17,8 +17,9 @@ import mlx.core as mx
 import numpy as np
 
 from optiq.events import QUIET, Events
-from optiq.kernels.affine import Coded, unpack
+from optiq.kernels.affine import Coded
 from optiq.kernels.memory import trim
+from optiq.kernels.quantized import dequantize
 from optiq.measure import walk
 from optiq.measure.hidden import HiddenStore
 from optiq.measure.inputs import InputMoments
@@ -263,8 +264,8 @@ def stored_dense(job: Encoding, tensor: Tensor) -> mx.array:
     choice = job.choices[tensor.name]
     if "scales" not in stored:
         return stored["weight"].astype(mx.float32)
-    scales, biases = (stored[key].astype(mx.float32) for key in ("scales", "biases"))
-    return Coded(unpack(stored["weight"], choice.bits), scales, biases, choice.bits, choice.group_size).dense()
+    parts = (stored[key] for key in ("weight", "scales", "biases"))
+    return dequantize(*parts, group_size=choice.group_size, bits=choice.bits)
 
 
 def _use_stored(job: Encoding, tensors: list[Tensor]) -> None:
