@@ -1,22 +1,27 @@
 """What a conversion will take, said before it starts: memory, disk and the order of magnitude of the time.
 
-From shapes alone. Time is matrix products over a rate that is measured in a tenth of a second here; it leaves out what is not a
-matrix product and is rounded up to be useful, not exact.
+From shapes alone. Time is matrix products over a rate that is measured in a tenth of a second here, and a constant per tensor.
+What an earlier run has left is not taken off.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from math import prod
 
 import mlx.core as mx
 
 from optiq import files
+from optiq.kernels.dense import dense
 from optiq.measure.hidden import FLOAT32_BYTES
 from optiq.measure.statistics import product_operations
 from optiq.quantize.stages import Job
 
-OVERHEAD = 5.0  # wall time over the time of the products alone, measured on the embedded model
+SEARCH_PASSES = 30  # over each weight, for the codes of one option
+# Wall time over that of the products alone, and seconds per tensor for all that does not grow with it: from conversions of 4B
+# shapes, where the first is nearly everything, and of the embedded model.
+OVERHEAD, TENSOR_SECONDS = 1.8, 1.0
 
 
 def announce(job: Job) -> None:
@@ -35,28 +40,45 @@ def announce(job: Job) -> None:
 
 def seconds(job: Job) -> float:
     """Expected wall time in seconds."""
-    s = job.settings
+    return OVERHEAD * 2.0 * multiply_adds(job) / rate() + TENSOR_SECONDS * len(job.topology.tensors)
+
+
+def multiply_adds(job: Job) -> float:
+    """Of the matrix products of all stages, and the passes of the search for codes.
+
+    Error feedback for [O, I] is an inverse factor, I³, and O I² / 2 of updates; the refit after it takes O I² more. The
+    divergence is two models forward over the *dev* and over the *score* text.
+    """
+    s, tensors = job.settings, job.topology.tensors
     options = len(s.candidate_bits) * len(s.group_sizes)
-    sizes = sum(prod(t.shape) for t in job.topology.tensors)
-    work = 2.0 * options * sizes * 30  # searching codes: about thirty passes over each weight and option
-    if job.text is not None:
-        tokens, scored = job.text.calibration.ids.size, job.text.dev.ids.size + job.text.score.ids.size
-        if s.sensitivity == "fisher":
-            work += 2.0 * product_operations(job.stream, tokens, 0)
-        if s.sensitivity == "kl":
-            work += 2.0 * options * len(job.topology.tensors) * tokens * sizes
-        work += 2.0 * sizes * (2 * tokens + (4 * scored if s.verify else 0))
-    return OVERHEAD * work / rate()
+    sizes = float(sum(prod(t.shape) for t in tensors))
+    work = options * sizes * SEARCH_PASSES
+    if job.text is None:
+        return work
+    tokens, dev, score = (int(found.ids.size) for found in (job.text.calibration, job.text.dev, job.text.score))
+    if s.sensitivity == "fisher":
+        work += product_operations(job.stream, tokens, options)
+    if s.sensitivity == "kl":
+        work += options * len(tensors) * tokens * sizes
+    if s.encoder == "gptq":
+        squares = float(sum(t.shape[-1] ** 2 for t in tensors))
+        work += (tokens + dev) * (sizes + squares)
+        work += sum(float(t.shape[-1]) ** 3 + prod(t.shape) * t.shape[-1] * (1.5 if s.refit else 0.5) for t in tensors)
+    return work + (2 * (dev + score) * sizes if s.verify else 0)
 
 
 def memory_bytes(job: Job) -> int:
-    """Expected peak: the largest block in float32 with its second moments, or the largest tensor, and a base."""
+    """Expected peak: the largest block in float32 with its second moments, or the largest tensor, and a base.
+
+    The divergence has what lies outside the blocks of both models in memory.
+    """
     tensors = job.topology.tensors
     largest = max(prod(t.shape) for t in tensors)
     blocks = [sum(4 * prod(t.shape) + 8 * t.shape[-1] ** 2 for t in job.topology.of_block(i)) for i in range(job.stream.depth)]
     runs_model = job.text is not None
     outside = 4 * sum(prod(t.shape) for t in job.topology.of_block(None)) if runs_model else 0
-    return 700_000_000 + (max(blocks, default=0) + outside if runs_model else 2 * largest)
+    beside = max([*blocks, outside if job.settings.verify else 0])
+    return 700_000_000 + (beside + outside if runs_model else 2 * largest)
 
 
 def disk_bytes(job: Job) -> int:
@@ -73,13 +95,15 @@ def disk_bytes(job: Job) -> int:
 
 
 def rate() -> float:
-    """Operations per second of a float32 product on this machine."""
-    a = mx.ones((512, 1024))
-    b = mx.ones((1024, 1024))
-    mx.eval(a @ b)
-    start = time.perf_counter()
-    mx.eval(a @ b)
-    return 2.0 * 512 * 1024 * 1024 / max(time.perf_counter() - start, 1e-9)
+    """Operations per second of one float32 product as layers compute it on this machine: the median of five."""
+    x, w = mx.ones((512, 1024)), mx.ones((1024, 1024))
+    mx.eval(dense(x, w))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        mx.eval(dense(x, w))
+        times.append(time.perf_counter() - start)
+    return 2.0 * 512 * 1024 * 1024 / max(statistics.median(times), 1e-9)
 
 
 def _duration(value: float) -> str:
