@@ -31,7 +31,7 @@ from optiq.serve.scheduler import Policy
 STREAMS, PROMPT, NEW = 8, 128, 256  # a short question and an answer
 WARM = 16  # new tokens of the round that warms up
 LONG, CONTEXT, TURN = 4096, 8192, 100
-ROUNDS = 3  # of the slower measurements
+ROUNDS = 7  # of the slower measurements
 REQUESTS = 1000
 MEMORY_BYTES = 6 * 10**9
 
