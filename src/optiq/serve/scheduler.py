@@ -36,7 +36,7 @@ class Policy:
     max_rows: int = 16
     max_waiting: int = 256
     chunk: int = 512
-    gap: float = 3.0
+    gap: float = 3.1
     turn_tokens: int = 4096
 
     def __post_init__(self) -> None:
